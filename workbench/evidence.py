@@ -21,7 +21,7 @@ from workbench.metrics.best_of_n import best_of_n_value
 from workbench.metrics.estimates import Array, cluster_mean, interval_of_mean, mean_by_cluster, means_within
 from workbench.metrics.frontier import best_of_n_judged
 from workbench.metrics.win_rate import Judged
-from workbench.results import Compared
+from workbench.results_base import Compared
 from workbench.types import Estimate
 
 

@@ -25,13 +25,8 @@ from workbench.metrics.length_control import control_together
 from workbench.metrics.ranking import ranking
 from workbench.metrics.win_rate import against_baseline, duels, with_holm
 from workbench.packed import PackedPairs
-from workbench.results import (
-    KL,
-    E,
-    HeadToHead,
-    Selected,
-    WinRate,
-)
+from workbench.results import HeadToHead, Selected
+from workbench.results_base import KL, E, WinRate
 from workbench.sides import read_side, split_prompts, to_json
 from workbench.stage_log import StageLog
 from workbench.verdicts import Verdicts

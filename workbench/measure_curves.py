@@ -16,7 +16,8 @@ from workbench.metrics.estimates import Array
 from workbench.metrics.frontier import best_of_n_point, checkpoint_point, with_pareto
 from workbench.metrics.overoptimization import overoptimization, refused
 from workbench.metrics.win_rate import win_rate
-from workbench.results import KL, E, FrontierPoint, Overoptimization
+from workbench.results_base import KL, E
+from workbench.results_curves import FrontierPoint, Overoptimization
 
 
 class Curves:

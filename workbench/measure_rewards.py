@@ -14,7 +14,8 @@ from workbench.measure_scope import Scope, plain
 from workbench.metrics.agreement import agreement_on_pairs, agreement_on_samples
 from workbench.metrics.calibration import reward_model_quality
 from workbench.metrics.estimates import Array
-from workbench.results import Agreement, RewardModelQuality
+from workbench.results import RewardModelQuality
+from workbench.results_agreement import Agreement
 
 
 class Rewards:

@@ -11,95 +11,18 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, model_validator
+from pydantic import Field, StrictBool, ValidationError, model_validator
 
 from workbench.errors import DataError
-from workbench.types import Cost, Estimate, KLKind
+from workbench.results_agreement import Agreement
+from workbench.results_base import KL, Compared, Count, E, Model, Probability, WinRate
+from workbench.results_curves import FrontierPoint, Overoptimization
+from workbench.types import Cost
 
 SCHEMA: Literal[1] = 1
-Count = Annotated[int, Field(ge=0)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-StandardError = Annotated[float, Field(ge=0)]
 JudgeKind = Literal["llm", "reward_model", "human"]
-
-
-class Model(BaseModel):
-    """Base of every part: unknown fields and non-finite numbers are refused, parts are immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
-
-
-class E(Model):
-    """A number with its 95% interval."""
-
-    value: float | None = Field(description="Point estimate; null where it is undefined")
-    low: float | None = Field(description="Lower end; null where there is none (one prompt, no variance)")
-    high: float | None = Field(description="Upper end; null where there is none, or where the interval is open above")
-    n: Count = Field(description="Independent units behind it: prompts, unless `method` says otherwise")
-    n_unscored: Count = Field(
-        default=0, description="Single values (responses, pairs) that were asked for and have no score"
-    )
-    method: str = Field(description="How the interval was made, or why there is none")
-    prompt_se: StandardError | None = Field(
-        default=None, description="Standard error from the draw of prompts; all of it where there is one run seed"
-    )
-    seed_se: StandardError | None = Field(
-        default=None, description="Standard error from what a run seed redraws, in quadrature to prompt_se"
-    )
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.value is None and (self.low is not None or self.high is not None):
-            raise ValueError("an estimate without a value cannot have an interval")
-        if self.low is not None and self.high is not None and self.low > self.high:
-            raise ValueError(f"low {self.low} is above high {self.high}")
-        return self
-
-    @classmethod
-    def of(cls, estimate: Estimate, **extra: Any) -> Self:
-        """From a metric's Estimate; `extra` are the fields that a subclass adds (kl_kind; baseline, judge)."""
-        return cls(
-            value=estimate.value,
-            low=estimate.low,
-            high=estimate.high,
-            n=estimate.n,
-            n_unscored=estimate.n_unscored,
-            method=estimate.method,
-            prompt_se=estimate.prompt_se,
-            seed_se=estimate.seed_se,
-            **extra,
-        )
-
-
-class KL(E):
-    """KL from the reference in nats a response. `bound` is best-of-n's formula, `mc_k1` a mean over own samples."""
-
-    kl_kind: KLKind
-
-
-class Compared(E):
-    """A figure of an arm against a baseline, paired by prompt."""
-
-    minimum_detectable_effect: float | None = Field(
-        default=None,
-        description="Smallest true difference that this many prompts and seeds find with 80% power at the 5% level; "
-        "null where nothing varies",
-    )
-
-
-class WinRate(Compared):
-    """Share of prompts' comparisons won against a named baseline by a named judge, ties half."""
-
-    baseline: str
-    judge: str
-    p_value: Probability | None = Field(default=None, description="Of equality, 0.5; null without a comparison")
-    p_holm: Probability | None = Field(
-        default=None,
-        description="p_value corrected (Holm) over every arm against the baseline by every judge; null by seed",
-    )
-    p_method: str = ""
 
 
 class Check(Model):
@@ -304,57 +227,6 @@ class HeadToHead(Model):
 class Rating(Model):
     arm: str
     rating: E = Field(description="Bradley-Terry log-odds of beating sft, nats")
-
-
-class FrontierPoint(Model):
-    """One point of the reward-KL frontier: a checkpoint, or best-of-n at one n."""
-
-    arm: str
-    label: str
-    seq_kl: KL
-    proxy_reward: E | None
-    gold_reward: E | None
-    win_rate: E | None
-    pareto: bool | None = Field(default=None, description="No point of the same kl_kind has more reward at less KL")
-    seed: int | None = None
-    step: int | None = None
-
-
-class Overoptimization(Model):
-    """Gao's form of an arm's gold reward, d = sqrt(KL): bon d (alpha - beta d), rl d (alpha - beta log d)."""
-
-    arm: str
-    form: Literal["bon", "rl"]
-    alpha: E
-    beta: E = Field(description="Above 0 also for a perfect selector: compare with one before calling it a fault")
-    peak_kl: E | None
-    drop_from_peak: E | None = Field(description="Gold at the best point less gold at the last; low > 0: it fell")
-    seed: int | None = None
-
-
-class Calibration(Model):
-    implicit_ece: E
-    explicit_ece: E
-    implicit_brier: E
-    explicit_brier: E
-
-
-class Agreement(Model):
-    """Implicit against explicit reward on one set of pairs (held-out labelled ones, or all pairs of samples)."""
-
-    implicit_accuracy: E | None = Field(description="Against the label or gold; null without either")
-    explicit_accuracy: E | None
-    agreement: E = Field(description="Share of pairs ordered the same way, ties half")
-    kappa: E | None = Field(description="Error consistency; null without labels or where it is 0 / 0")
-    spearman_margins: E = Field(description="Over pairs, each taken in both orders")
-    spearman_within_prompt: E | None = Field(description="Mean over prompts with at least 4 samples, else null")
-    kendall_tau: E = Field(description="tau-b within a prompt, mean over prompts; value null below 4 samples")
-    calibration: Calibration | None
-    n_pairs: Count = 0
-    implicit_ties: Count = 0
-    explicit_ties: Count = 0
-    implicit: str | None = Field(default=None, description="Label of the arm whose implicit reward it is")
-    explicit: str | None = Field(default=None, description="Name of the reward model")
 
 
 class StageRow(Model):

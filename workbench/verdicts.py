@@ -21,7 +21,8 @@ from workbench.judging.records import JUDGMENTS_FILE, NULLS_FILE, judgment, read
 from workbench.judging.summary import pair_preferences, summarize
 from workbench.metrics.estimates import Array, mean_by_cluster, means_within
 from workbench.metrics.win_rate import Judged, Wins, prompt_wins
-from workbench.results import E, JudgeKind, JudgeQuality
+from workbench.results import JudgeKind, JudgeQuality
+from workbench.results_base import E
 from workbench.types import Judgment
 
 # Shares of unscored verdicts that differ this much between arms, beyond chance, could make a winner of their own.

@@ -28,7 +28,7 @@ from workbench.metrics.estimates import Array, holm
 from workbench.metrics.length_control import LengthControl, control_together
 from workbench.metrics.ranking import components, intransitive_triples, ranking
 from workbench.metrics.win_rate import Wins, compare
-from workbench.results import E
+from workbench.results_base import E
 from workbench.types import Estimate, Judgment
 from workbench.verdicts import uneven_missingness
 from workbench.winrate_records import LengthDetails, RatingRow, SystemRow, WinRates

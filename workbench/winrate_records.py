@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from workbench.results import SCHEMA, Count, E, Model, Probability, StandardError
+from workbench.results import SCHEMA
+from workbench.results_base import Count, E, Model, Probability, StandardError
 
 
 class LengthDetails(Model):

@@ -11,7 +11,8 @@ from workbench.metrics.best_of_n import bound_kl
 from workbench.metrics.frontier import best_of_n_point, bound_estimate, checkpoint_point, kl_fault, with_pareto
 from workbench.metrics.overoptimization import overoptimization
 from workbench.metrics.win_rate import Judged
-from workbench.results import KL, E, FrontierPoint
+from workbench.results_base import KL, E
+from workbench.results_curves import FrontierPoint
 from workbench.types import Estimate
 
 

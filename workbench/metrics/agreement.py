@@ -21,7 +21,8 @@ import numpy.typing as npt
 from workbench.metrics.calibration import brier, ece, ordered_like
 from workbench.metrics.estimates import Array, Index, Labels, Values, as_values, group_index, mean_by_cluster
 from workbench.metrics.resampling import Rows, Statistic, bootstrap_bca_by_cluster
-from workbench.results import Agreement, Calibration, E
+from workbench.results_agreement import Agreement, Calibration
+from workbench.results_base import E
 from workbench.types import Estimate
 
 Mask = npt.NDArray[np.bool_]

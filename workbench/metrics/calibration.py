@@ -19,7 +19,8 @@ from scipy import special
 
 from workbench.metrics.estimates import Array, Index, Labels, Values, as_values, mean_by_cluster
 from workbench.metrics.resampling import bootstrap_bca_by_cluster
-from workbench.results import E, RewardModelQuality
+from workbench.results import RewardModelQuality
+from workbench.results_base import E
 from workbench.types import Estimate
 
 BINS = 10

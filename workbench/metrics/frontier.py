@@ -14,7 +14,8 @@ from typing import Literal
 from workbench.metrics.best_of_n import best_of_n_value, best_of_n_weights, bound_kl
 from workbench.metrics.estimates import Labels, Values, mean_by_cluster
 from workbench.metrics.win_rate import Judged, win_rate
-from workbench.results import KL, E, FrontierPoint
+from workbench.results_base import KL, E
+from workbench.results_curves import FrontierPoint
 from workbench.types import Estimate
 
 

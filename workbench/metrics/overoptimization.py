@@ -20,7 +20,8 @@ import numpy.typing as npt
 from scipy import special
 
 from workbench.metrics.estimates import Array, Labels, mean_by_cluster, t_quantile
-from workbench.results import E, Overoptimization
+from workbench.results_base import E
+from workbench.results_curves import Overoptimization
 from workbench.types import Estimate
 
 Form = Literal["bon", "rl"]

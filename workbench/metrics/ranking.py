@@ -26,7 +26,8 @@ import numpy.typing as npt
 from workbench.metrics.estimates import Array, mean_by_cluster
 from workbench.metrics.resampling import Rows, bootstrap_vector
 from workbench.metrics.win_rate import Wins
-from workbench.results import E, Rating
+from workbench.results import Rating
+from workbench.results_base import E
 from workbench.types import Estimate
 
 Pairs: TypeAlias = Mapping[tuple[str, str], Wins]

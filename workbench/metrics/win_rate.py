@@ -27,7 +27,8 @@ from workbench.metrics.estimates import (
     t_test_p,
 )
 from workbench.metrics.resampling import sign_flip_p
-from workbench.results import E, HeadToHead, WinRate
+from workbench.results import HeadToHead
+from workbench.results_base import E, WinRate
 from workbench.types import Estimate
 
 Tested = TypeVar("Tested", HeadToHead, WinRate)
