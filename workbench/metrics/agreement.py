@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from workbench.metrics.calibration import brier, ece, ordered_like
-from workbench.metrics.estimates import Array, Index, Labels, Values, as_values, group_index, mean_by_cluster
-from workbench.metrics.resampling import Rows, Statistic, bootstrap_bca_by_cluster
-from workbench.results_agreement import Agreement, Calibration
+from workbench.metrics.calibration import ordered_like
+from workbench.metrics.estimates import Array, Index, Labels, Values, as_values, mean_by_cluster
+from workbench.metrics.pair_margins import pairs_within
+from workbench.metrics.rank_correlation import spearman_of_margins
+from workbench.metrics.resampling import Rows, Statistic, bootstrap_bca_by_cluster, bootstrap_vector
+from workbench.results_agreement import Agreement
 from workbench.results_base import E
 from workbench.types import Estimate
 
@@ -40,7 +43,6 @@ def agreement_on_pairs(
     rng: np.random.Generator,
     *,
     labels: Values | None = None,
-    calibrate: bool = True,
     seeds: Labels | None = None,
     n_resamples: int = 500,
 ) -> Agreement:
@@ -52,7 +54,6 @@ def agreement_on_pairs(
         rng: Seeded generator.
         labels: (M,) sign says which is better: > 0 the first, < 0 the second, 0 a tie (gold margins do; all 1 for
             chosen minus rejected). None without labels: no accuracies, no kappa.
-        calibrate: Also measure calibration against the labels (the labels are preferences, not just any order).
         seeds: (M,) run seed of each pair, where several: figures are means over seeds.
         n_resamples: Bootstrap draws for kappa, rank correlation and ECE.
 
@@ -79,22 +80,84 @@ def agreement_on_pairs(
             bounds=(low, 1.0),
         )
 
-    kappa = None
+    kappa = chance = difference = None
     if truth is not None:
-        columns = {"same": same, "a": ordered_like(x, truth), "b": ordered_like(y, truth)}
-        kappa = resampled(_kappa, columns, -math.inf)
+        kappa, chance = error_consistency(x, y, truth, prompts, rng, seeds=seeds, n_resamples=n_resamples)
+        difference = accuracy_difference(x, y, truth, prompts, seeds)
     return Agreement(
         implicit_accuracy=None if truth is None else share(ordered_like(x, truth)),
         explicit_accuracy=None if truth is None else share(ordered_like(y, truth)),
         agreement=share(same),
-        kappa=None if kappa is None or kappa.value is None else E.of(kappa),
+        kappa=kappa,
         spearman_margins=E.of(resampled(_spearman_of_margins, {"x": x, "y": y}, -1.0)),
         spearman_within_prompt=None,
         kendall_tau=E.of(_TOO_FEW),
-        calibration=None if truth is None or not calibrate else _calibration(x, y, truth, prompts, rng, seeds),
+        calibration=None,
         n_pairs=int((~np.isnan(same)).sum()),
         implicit_ties=int((x == 0).sum()),
         explicit_ties=int((y == 0).sum()),
+        accuracy_difference=difference,
+        chance=chance,
+    )
+
+
+def accuracy_difference(
+    implicit: Array, explicit: Array, truth: Array, prompts: Labels, seeds: Labels | None = None
+) -> E:
+    """Accuracy of the explicit reward less that of the implicit one on the same pairs.
+
+    Paired: where both are right or both wrong a pair adds nothing, so this interval is narrower than those of the two
+    accuracies suggest. Clustered by prompt, crossed with run seeds.
+
+    Args:
+        implicit, explicit: (M,) margins; NaN = unscored, which takes the pair out of both accuracies.
+        truth: (M,) its sign says which is better, 0 a tie.
+    """
+    found = mean_by_cluster(ordered_like(explicit, truth) - ordered_like(implicit, truth), prompts, None, seeds)
+    return E.of(within_bounds(found, -1.0, 1.0))
+
+
+def within_bounds(found: Estimate, low: float, high: float) -> Estimate:
+    """An estimate with its interval cut to the range of the quantity."""
+    return replace(
+        found,
+        low=None if found.low is None else max(low, found.low),
+        high=None if found.high is None else min(high, found.high),
+    )
+
+
+def error_consistency(
+    implicit: Array,
+    explicit: Array,
+    truth: Array,
+    prompts: Labels,
+    rng: np.random.Generator,
+    *,
+    seeds: Labels | None = None,
+    n_resamples: int = 500,
+) -> tuple[E | None, E | None]:
+    """Kappa, and the chance line e = a b + (1 - a)(1 - b), from the same resamples.
+
+    Returns:
+        (kappa, chance); kappa is None where it is 0 / 0, both without a scored pair.
+    """
+    same = ordered_like(implicit, explicit)
+    columns = {"same": same, "a": ordered_like(implicit, truth), "b": ordered_like(explicit, truth)}
+    keep: Mask = ~np.any(np.isnan(np.stack(list(columns.values()))), axis=0)
+    found = bootstrap_vector(
+        _kappa_and_chance,
+        {name: column[keep] for name, column in columns.items()},
+        _kept(prompts, keep),
+        rng,
+        n_resamples,
+        seeds=None if seeds is None else _kept(seeds, keep),
+        n_unscored=int((~keep).sum()),
+        bounds=(-math.inf, 1.0),
+    )
+    kappa, chance = found or (None, None)
+    return (
+        None if kappa is None or kappa.value is None else E.of(kappa),
+        None if chance is None else E.of(within_bounds(chance, 0.0, 1.0)),
     )
 
 
@@ -120,17 +183,10 @@ def agreement_on_samples(
 
     Returns:
         results.Agreement. Within a prompt a reward that is the same for all samples has rank correlation 0, as ties
-        count half in the agreement. No calibration: the order of two golds is no preference with noise.
+        count half in the agreement. Calibration is measured apart, in calibration_of_pairs.py.
     """
     x, y = as_values(implicit), as_values(explicit)
-    run: Labels = [0] * len(x) if seeds is None else seeds
-    index, groups = group_index([(p, s) for p, s in zip(prompts, run, strict=True)])
-    order = np.argsort(index, kind="stable")
-    members = np.split(order, np.cumsum(np.bincount(index, minlength=len(groups)))[:-1]) if len(groups) else []
-    pairs = [np.stack(np.triu_indices(len(rows), 1), axis=1) for rows in members]
-    first, second = (
-        np.concatenate([r[p[:, i]] for r, p in zip(members, pairs, strict=True)] or [order]) for i in (0, 1)
-    )
+    first, second, members = pairs_within(prompts, seeds)
     truth = None if gold is None else as_values(gold)
     found = agreement_on_pairs(
         x[first] - x[second],
@@ -138,7 +194,6 @@ def agreement_on_samples(
         [prompts[i] for i in first],
         rng,
         labels=None if truth is None else truth[first] - truth[second],
-        calibrate=False,
         seeds=None if seeds is None else [seeds[i] for i in first],
         n_resamples=n_resamples,
     )
@@ -177,45 +232,17 @@ def _cosine(a: Array, b: Array) -> Array:
     return cosine
 
 
-def _kappa(rows: Rows, weights: Array) -> Array:
-    """Error consistency under each weighting, (B, M) -> (B,); NaN where both scorers are always right (0 / 0)."""
+def _kappa_and_chance(rows: Rows, weights: Array) -> Array:
+    """(B, M) -> (B, 2): error consistency, NaN where both scorers are always right (0 / 0), and the chance line."""
     mass = weights.sum(axis=1)
     same, a, b = (weights @ rows[name] / mass for name in ("same", "a", "b"))
     e = a * b + (1 - a) * (1 - b)
-    return np.where(1 - e > 1e-12, (same - e) / np.maximum(1 - e, 1e-12), math.nan)
+    kappa = np.where(1 - e > 1e-12, (same - e) / np.maximum(1 - e, 1e-12), math.nan)
+    return np.stack([kappa, e], axis=1)
 
 
 def _spearman_of_margins(rows: Rows, weights: Array) -> Array:
-    """Spearman over pairs taken in both orders, under each weighting, (B, M) -> (B,); NaN where all margins are 0.
-
-    Among {x, -x} the midrank of x is sign(x) (2 #{|x_j| < |x|} + #{|x_j| = |x|}) but for a constant.
-    """
-    rx, ry = _signed_ranks(rows["x"], weights), _signed_ranks(rows["y"], weights)
-    scale = np.sqrt((weights * rx * rx).sum(axis=1) * (weights * ry * ry).sum(axis=1))
-    return np.where(scale > 0, (weights * rx * ry).sum(axis=1) / np.where(scale > 0, scale, 1.0), math.nan)
-
-
-def _signed_ranks(margins: Array, weights: Array) -> Array:
-    size = np.abs(margins)
-    ordered = np.sort(size)
-    mass = np.cumsum(weights[:, np.argsort(size)], axis=1)
-    mass = np.concatenate([np.zeros((len(weights), 1)), mass], axis=1)
-    below, up_to = (mass[:, np.searchsorted(ordered, size, side=side)] for side in ("left", "right"))
-    return np.sign(margins) * (below + up_to)
-
-
-def _calibration(
-    x: Array, y: Array, truth: Array, prompts: Labels, rng: np.random.Generator, seeds: Labels | None
-) -> Calibration:
-    """Of sigmoid(margin) against the labels, both scorers on the same pairs in the same random orientation."""
-    turned = rng.choice([-1.0, 1.0], size=len(x))
-    labels = (1 + turned * np.sign(truth)) / 2
-    return Calibration(
-        implicit_ece=E.of(ece(turned * x, labels, prompts, rng, seeds=seeds)),
-        explicit_ece=E.of(ece(turned * y, labels, prompts, rng, seeds=seeds)),
-        implicit_brier=E.of(brier(turned * x, labels, prompts, seeds)),
-        explicit_brier=E.of(brier(turned * y, labels, prompts, seeds)),
-    )
+    return spearman_of_margins(rows["x"], rows["y"], weights)
 
 
 def _kept(labels: Labels, keep: Mask) -> list[Hashable]:

@@ -128,17 +128,23 @@ class ReliabilityBin:
     pairs: int
 
 
-def reliability_curve(margins: Values, labels: Values, clusters: Labels, n_bins: int = 10) -> list[ReliabilityBin]:
-    """Predicted against observed preference, equal-mass bins in rising order; intervals clustered by prompt."""
+def reliability_curve(
+    margins: Values, labels: Values, clusters: Labels, n_bins: int = 10, seeds: Labels | None = None
+) -> list[ReliabilityBin]:
+    """Predicted against observed preference, equal-mass bins in rising order; intervals clustered by prompt, crossed
+    with run seeds (M,) where several are given."""
     p, y = special.expit(as_values(margins)), as_values(labels)
     keep = ~np.isnan(p) & ~np.isnan(y)
     names = [c for c, k in zip(clusters, keep, strict=True) if k]
+    run = None if seeds is None else [s for s, k in zip(seeds, keep, strict=True) if k]
     p, y = p[keep], y[keep]
     bins = equal_mass_bins(p, n_bins)
     curve = []
     for b in np.unique(bins):
         rows = np.flatnonzero(bins == b)
-        share = mean_by_cluster(y[rows], [names[i] for i in rows], proportion=True)
+        share = mean_by_cluster(
+            y[rows], [names[i] for i in rows], None, None if run is None else [run[i] for i in rows], proportion=True
+        )
         curve.append(ReliabilityBin(predicted=float(p[rows].mean()), preferred=share, pairs=len(rows)))
     return curve
 
