@@ -38,12 +38,14 @@ import os
 import resource
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PHASES = ("generate", "score", "train", "rest")
+if __package__ in (None, ""):  # started as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.ppo_trl_watch import Clock, Seen, watched
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,29 +99,6 @@ class Update:
     logged: dict[str, float]
 
 
-class Clock:
-    """Wall and CPU seconds of the phase that runs now; a phase that is None is not counted."""
-
-    def __init__(self, synchronize: Callable[[], None]) -> None:
-        self.synchronize = synchronize
-        self.phase: str | None = None
-        self.reset()
-        self.since = (time.perf_counter(), time.process_time())
-
-    def reset(self) -> None:
-        """Forgets all seconds."""
-        self.wall, self.cpu = dict.fromkeys(PHASES, 0.0), dict.fromkeys(PHASES, 0.0)
-
-    def switch(self, phase: str | None) -> None:
-        """Ends the running phase and starts another."""
-        self.synchronize()
-        now = (time.perf_counter(), time.process_time())
-        if self.phase is not None:
-            self.wall[self.phase] += now[0] - self.since[0]
-            self.cpu[self.phase] += now[1] - self.since[1]
-        self.phase, self.since = phase, now
-
-
 def load_trl(folder: Path) -> Any:
     """TRL 1.12's ppo_trainer module from `folder`, before anything else imports another TRL.
 
@@ -141,8 +120,8 @@ def load_trl(folder: Path) -> Any:
     return ppo_trainer
 
 
-def make_trainer(module: Any, settings: Settings, prompts: list[list[int]], folder: str) -> Any:
-    """A PPOTrainer with four models of its own, as TRL's example script makes them."""
+def make_trainer(module: Any, settings: Settings, prompts: list[list[int]], folder: str, **changes: Any) -> Any:
+    """A PPOTrainer with four models of its own, as TRL's example script makes them; `changes` go into its config."""
     import torch
     from datasets import Dataset
     from trl.experimental.ppo import PPOConfig
@@ -161,44 +140,44 @@ def make_trainer(module: Any, settings: Settings, prompts: list[list[int]], fold
 
     policy = load_policy(settings.model, place, trainable=True)
     policy.generation_config.pad_token_id = pad
-    rows = prompts * -(-settings.batch // len(prompts))  # fewer than a batch would never give one
 
     def collate(examples: list[dict[str, list[int]]]) -> dict[str, Any]:
         width = max(len(one["input_ids"]) for one in examples)
         return {"input_ids": torch.tensor([[pad] * (width - len(x["input_ids"])) + x["input_ids"] for x in examples])}
 
-    arguments = PPOConfig(
-        output_dir=folder,
-        seed=settings.seed,
-        per_device_train_batch_size=settings.batch,
-        local_rollout_forward_batch_size=settings.batch,
-        gradient_accumulation_steps=1,
-        num_mini_batches=settings.minibatches,
-        num_ppo_epochs=settings.epochs,
-        total_episodes=settings.updates * settings.batch,
-        response_length=settings.response,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule,
-        adam_epsilon=settings.adam_eps,
-        kl_coef=settings.kl_coef,
-        kl_estimator="k1",
-        temperature=settings.temperature,
-        stop_token_id=settings.stop_id,
-        missing_eos_penalty=None,
-        whiten_rewards=False,
-        gamma=1.0, lam=0.95, cliprange=0.2, cliprange_value=0.2, vf_coef=0.1,
-        use_cpu=settings.device == "cpu",
-        bf16=False, fp16=False, gradient_checkpointing=False,
-        num_sample_generations=0, eval_strategy="no", save_strategy="no", report_to=[], disable_tqdm=True,
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "output_dir": folder,
+        "seed": settings.seed,
+        "per_device_train_batch_size": settings.batch,
+        "local_rollout_forward_batch_size": settings.batch,
+        "gradient_accumulation_steps": 1,
+        "num_mini_batches": settings.minibatches,
+        "num_ppo_epochs": settings.epochs,
+        "total_episodes": settings.updates * settings.batch,
+        "response_length": settings.response,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.schedule,
+        "adam_epsilon": settings.adam_eps,
+        "kl_coef": settings.kl_coef,
+        "kl_estimator": "k1",
+        "temperature": settings.temperature,
+        "stop_token_id": settings.stop_id,
+        "missing_eos_penalty": None,
+        "whiten_rewards": False,
+        "gamma": 1.0, "lam": 0.95, "cliprange": 0.2, "cliprange_value": 0.2, "vf_coef": 0.1,
+        "use_cpu": settings.device == "cpu",
+        "bf16": False, "fp16": False, "gradient_checkpointing": False,
+        "num_sample_generations": 0, "eval_strategy": "no", "save_strategy": "no",
+        "report_to": [], "disable_tqdm": True,
+    }  # fmt: skip
     return module.PPOTrainer(
-        args=arguments,
+        args=PPOConfig(**options | changes),
         processing_class=tokenizer,
         model=policy,
         ref_model=load_policy(settings.model, place),
         reward_model=reward_model().requires_grad_(False),
         value_model=reward_model(),
-        train_dataset=Dataset.from_dict({"input_ids": rows}),
+        train_dataset=Dataset.from_dict({"input_ids": prompts}),
         data_collator=collate,
     )
 
@@ -218,6 +197,7 @@ def run(settings: Settings, on_update: Callable[[Update, Any], None] | None = No
     torch.set_num_threads(settings.threads)
     module = load_trl(settings.trl)
     prompts = json.loads(settings.prompts.read_text())
+    prompts *= -(-settings.batch // len(prompts))  # of fewer than a batch TRL makes none, and waits for it forever
     cuda = settings.device != "cpu"
     before = resident_peak()
     with tempfile.TemporaryDirectory() as folder:
@@ -256,66 +236,6 @@ def run(settings: Settings, on_update: Callable[[Update, Any], None] | None = No
         "device_peak_bytes": torch.cuda.max_memory_allocated() if cuda else None,
         "policy": None if settings.save is None else str(settings.save / f"step-{len(records):06d}"),
     }
-
-
-@dataclasses.dataclass
-class Seen:
-    """What `watched` sees of the running update."""
-
-    score: float = 0.0
-    tokens: int = 0
-    logged: dict[str, float] = dataclasses.field(default_factory=dict)
-
-
-@contextlib.contextmanager
-def watched(module: Any, trainer: Any, clock: Clock, record: Callable[[Seen], None]) -> Iterator[None]:
-    """Switches the clock at what `train` calls; `record` is called after each update, while the clock stands.
-
-    `train` runs rollout, scoring and epochs inline: the calls that open and close them mark the borders. An update is
-    over when the next one samples, so that TRL's tidying up counts.
-    """
-    seen = Seen()
-    generation, get_reward, accumulate = module.batch_generation, module.get_reward, trainer.accelerator.accumulate
-    pad = trainer.processing_class.pad_token_id
-
-    def finish() -> None:
-        clock.switch(None)
-        if seen.logged:  # else there was none before
-            record(dataclasses.replace(seen))
-        seen.logged = {}
-        clock.reset()
-
-    def timed_generation(*args: Any, **options: Any) -> Any:
-        finish()
-        clock.switch("generate")
-        found = generation(*args, **options)
-        clock.switch("score")
-        return found
-
-    def timed_reward(model: Any, ids: Any, pad_id: int, context: int) -> Any:
-        found = get_reward(model, ids, pad_id, context)
-        if model is trainer.reward_model:  # the last pass
-            seen.score, seen.tokens = float(found[1].mean()), int((ids[:, context:] != pad).sum())
-            clock.switch("rest")
-        return found
-
-    def timed_accumulate(*args: Any) -> Any:
-        if clock.phase != "train":
-            clock.switch("train")
-        return accumulate(*args)
-
-    def log(logged: dict[str, float]) -> None:
-        clock.switch("rest")
-        seen.logged = {name: float(value) for name, value in logged.items()}
-
-    module.batch_generation, module.get_reward = timed_generation, timed_reward
-    trainer.accelerator.accumulate, trainer.log = timed_accumulate, log
-    try:
-        yield
-        finish()
-    finally:
-        module.batch_generation, module.get_reward = generation, get_reward
-        trainer.accelerator.accumulate = accumulate
 
 
 def save(settings: Settings, trainer: Any, update: int) -> None:

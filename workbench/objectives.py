@@ -218,7 +218,8 @@ def ppo_value_loss(
     # Zeroed before the squares: 0 times the derivative of a NaN in padding would still be NaN.
     zero = torch.zeros_like(values)
     values, old_values, returns = (torch.where(response_mask, one, zero) for one in (values, old_values, returns))
-    clipped_values = old_values + (values - old_values).clamp(-clip, clip)
+    # Not old + (values - old).clamp(): its rounding would count values as clipped that were not.
+    clipped_values = torch.clamp(values, old_values - clip, old_values + clip)
     plain = (values - returns).square()
     clipped = (clipped_values - returns).square()
     loss = 0.5 * masked_mean(torch.maximum(plain, clipped), response_mask)
