@@ -1,0 +1,72 @@
+"""The optimal-tilt curves of the measure stage: what each reward could give at each KL, from the candidate pools."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from workbench.config_base import BASELINE
+from workbench.evidence import Responses
+from workbench.measure_scope import Scope, plain
+from workbench.metrics.estimates import Array, mean_by_cluster
+from workbench.metrics.tilt import betas, lower_ess, refusal, tilt
+from workbench.results_base import E
+from workbench.results_tilt import TiltPoint
+
+POOL, SCORES = "tilt_pool", "tilt_scores/"  # roles of the SFT
+
+
+def tilt_points(scope: Scope) -> list[dict[str, Any]]:
+    """`tilt`: one curve a reward that scored the pools; empty without a best-of-n arm, whose pools they are."""
+    pools = [_pool(scope, run) for run in scope.seeds if scope.artifacts.has(BASELINE, run, POOL)]
+    if not pools:
+        return []
+    proxy = f"proxy/{scope.proxy}"
+    others = sorted(name for name in pools[0].columns if name.startswith(("proxy/", "implicit/")) and name != proxy)
+    columns = [proxy, *others, *(["gold"] if scope.has_gold else [])]
+    return [plain(point) for column in columns for point in _curve(scope, pools, column)]
+
+
+def _pool(scope: Scope, run: int) -> Responses:
+    """The candidates at temperature 1 and top-p 1 with every column that some selector gave them."""
+    prefix = f"{BASELINE}/{run}/"
+    roles = sorted(name.removeprefix(prefix) for name in scope.artifacts.inputs if name.startswith(prefix + SCORES))
+    return scope.artifacts.responses(BASELINE, run, POOL, *roles)
+
+
+def _curve(scope: Scope, pools: Sequence[Responses], column: str) -> list[TiltPoint]:
+    reward = _table(pools, column)
+    asked = [_table(pools, name) for name in (f"proxy/{scope.proxy}", *(("gold",) if scope.has_gold else ()))]
+    prompts = [prompt for pool in pools for prompt in pool.rows]
+    seeds = [run for run, pool in zip(scope.seeds, pools, strict=True) for _ in pool.rows] if len(pools) > 1 else None
+    points = []
+    for beta in betas(reward):
+        found = tilt(reward, asked, beta)
+        refused = refusal(found)
+
+        def told(values: Array, refused: str | None = refused) -> E:
+            if refused is None:
+                return E.of(mean_by_cluster(values, prompts, None, seeds))
+            return E(value=None, low=None, high=None, n=len(dict.fromkeys(prompts)), method=refused)
+
+        points.append(
+            TiltPoint(
+                reward=column.removeprefix("proxy/"),
+                beta=beta,
+                seq_kl=told(found.seq_kl),
+                proxy_reward=told(found.values[0]),
+                gold_reward=told(found.values[1]) if scope.has_gold else None,
+                gold_gain=told(found.gains[1]) if scope.has_gold else None,
+                ess=lower_ess(found),
+                pool=reward.shape[1],
+            )
+        )
+    return points
+
+
+def _table(pools: Sequence[Responses], column: str) -> Array:
+    """(P, N): a row for each prompt, the run seeds' pools below each other."""
+    rows: Array = np.stack([values for pool in pools for values in pool.by_prompt(column).values()])
+    return rows
