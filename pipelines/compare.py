@@ -116,10 +116,11 @@ def run_comparison(
             results.write(path)
             measured = outcome.artifacts["measure"].path
             verdicts = shutil.copyfile(measured / "judgments.jsonl", folder / "judgments.jsonl")
+            opposed = shutil.copyfile(measured / "disagreements.json", folder / "disagreements.json")
             figures = report(results, folder)
 
         # ---- 4. Log what people look at.
-        tracking.finish(results, figures, [path, folder / "report.md", verdicts])
+        tracking.finish(results, figures, [path, folder / "report.md", verdicts, opposed])
     return Finished(results=results, path=path, figures=tuple(figures), exit_code=exit_code(results))
 
 
@@ -190,7 +191,7 @@ def assemble(
     measured, arms = parts.pop("arms"), {}
     parts["frontier"].sort(key=lambda point: order.index(point["arm"]))
     parts["overoptimization"].sort(key=lambda one: order.index(one["arm"]))
-    sets = ["heldout", *(f"on_policy/{label}" for label in order), "ood"]
+    sets = ["heldout", *(f"on_policy/{label}" for label in order), "temperature_shift", "ood"]
     parts["agreement"] = {name: parts["agreement"][name] for name in sets if name in parts["agreement"]}
     for label in order:
         own, total = arm_cost(graph, outcome.records, label, runs)

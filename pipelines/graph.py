@@ -21,12 +21,12 @@ from pipelines.graph_base import (
     derive,
     implicit_arm,
     limits,
-    scoring,
     tag,
 )
 from pipelines.graph_data import data_and_sft
-from pipelines.graph_evaluation import candidate_pool, follow, generations, scorer_inputs, scores, selector_column
+from pipelines.graph_evaluation import candidate_pool, follow, generations, scores, selector_column
 from pipelines.graph_judges import judgments
+from pipelines.graph_rewards import checkpoint_rewards, held_out_margins, temperature_shift
 from pipelines.sources import Origin
 from workbench.config import DPO, PPO, BestOfN, Comparison
 from workbench.stages import External
@@ -92,13 +92,9 @@ def _evaluate(graph: Graph, shared: dict[str, str], rewards: Mapping[str, str], 
         roles["scores"] = scores(graph, shared, roles["generations"], rewards, wanted, (label, "test"), run)
     judgments(graph, shared, dict(rewards), run)
     roles = graph.arms["sft", run]
-    margins_inputs, columns = scorer_inputs(graph, rewards, wanted, run)
-    roles["margins"] = graph.add(
-        "margins", (f"seed={run}",), "workbench.evaluation:score_pairs",
-        scoring(comparison) | {"splits": ["test", "ood"], "implicit": columns},
-        {"pairs": shared["pairs"], "reference_logprobs": shared["reference_logprobs"]} | margins_inputs,
-        packages=MODEL_PACKAGES,
-    )  # fmt: skip
+    roles["margins"] = held_out_margins(graph, shared, rewards, wanted, run)
+    roles |= temperature_shift(graph, shared, rewards, wanted, run)
+    checkpoint_rewards(graph, shared, run)
 
 
 def _reward_model(graph: Graph, shared: dict[str, str], name: str, run: int) -> str:
@@ -180,6 +176,7 @@ def _measure(graph: Graph, base: Mapping[str, str]) -> None:
             inputs[f"reward/{name}/{run}"] = f"reward_model[{name},seed={run}]"
     comparison = graph.comparison
     semantic = comparison.semantic()
+    source = comparison.data.simulate or (comparison.data if comparison.data.world else None)
     config = {
         "arms": semantic["arms"], "runs": comparison.seeds.runs, "reward_models": sorted(comparison.reward_models),
         "proxy": comparison.proxy, "implicit": implicit_arm(comparison), "judges": comparison.evaluation.judges,
@@ -189,6 +186,8 @@ def _measure(graph: Graph, base: Mapping[str, str]) -> None:
             for name in comparison.evaluation.judges
             if name in comparison.judges
         },
+        "annotators": [one.model_dump() for one in source.annotators] if source else None,
+        "labels_per_pair": comparison.data.labels_per_pair,
     }  # fmt: skip
     graph.add(
         "measure", (), "workbench.measure:run", config, inputs,

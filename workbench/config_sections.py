@@ -261,6 +261,12 @@ class Evaluation(Section):
     max_response_tokens: Count = Field(
         default=48, description="Longest response, in tokens, in training and evaluation."
     )
+    shift_temperature: float | None = Field(
+        default=None,
+        gt=0,
+        description="Also compares the rewards on SFT samples at this temperature, a shift that favors neither; null: "
+        "not.",
+    )
     judges: list[Label] = Field(
         default_factory=_gold_alone,
         min_length=1,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from workbench.data.records_io import read_jsonl
+from workbench.data.simulate import count_words
 from workbench.metrics.best_of_n import best_of_n_value
 from workbench.metrics.estimates import Array, cluster_mean, interval_of_mean, mean_by_cluster, means_within
 from workbench.metrics.frontier import best_of_n_judged
@@ -177,6 +178,7 @@ class Artifacts:
             "seq_kl": np.array([one["seq_logprob"] - one["ref_seq_logprob"] for one in generations]),
             "response_tokens": np.array([float(len(one["response_ids"])) for one in generations]),
             "response_characters": np.array([float(len(one["response"])) for one in generations]),
+            "response_words": np.array([float(count_words(one["response"])) for one in generations]),
             "finished": np.array([float(one["finish_reason"] == "stop") for one in generations]),
         }
         for name in scores:

@@ -15,8 +15,10 @@ from workbench.evidence import ArmRun, Artifacts, gain_over, mean_over
 from workbench.judging.records import JUDGMENTS_FILE
 from workbench.judgment_files import write_judgments
 from workbench.measure_curves import Curves
+from workbench.measure_disagreements import DISAGREEMENTS_FILE, Disagreements, shown
 from workbench.measure_rewards import Rewards
 from workbench.measure_scope import Scope, plain
+from workbench.measure_shifts import Shifts
 from workbench.metrics.frontier import (
     bound_estimate,
     kl_fault,
@@ -41,11 +43,13 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
             "judge_kinds": name -> kind of those that are no scorers, "gold": whether there is one}.
         inputs: All artifacts, by role (`workbench.evidence.Artifacts`).
         out: Receives measured.json (parts of results.json), judgments.jsonl (each judge's verdicts on every arm and
-            the SFT, for `workbench winrate`) and sides.json (facts for the certificate).
+            the SFT, for `workbench winrate`), disagreements.json (pairs that the two rewards order in opposite ways,
+            with text) and sides.json (facts for the certificate).
         log: Seed of the resampling.
     """
     scope = Scope(config, Artifacts(inputs), log.seed)
     measure, curves, rewards = Measure(scope), Curves(scope), Rewards(scope)
+    shifts, listed = Shifts(scope, rewards), Disagreements(scope, rewards).listed()
     parts: dict[str, Any] = {}
     steps = (
         ("judges", measure.judge_quality),
@@ -56,11 +60,15 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
         ("frontier", curves.frontier),
         ("overoptimization", curves.overoptimization),
         ("agreement", rewards.agreement),
+        ("agreement_trajectory", shifts.trajectory),
+        ("generalization", shifts.generalization),
+        ("disagreements", lambda: shown(listed)),
     )
     for number, (name, step) in enumerate(steps):
         parts[name] = step()
         log.progress(number + 1, len(steps), name)
     _write(out / "measured.json", parts)
+    _write(out / DISAGREEMENTS_FILE, listed)
     write_judgments(out / JUDGMENTS_FILE, (one for judge in scope.judges for one in measure.verdicts.told(judge)))
     pairs = PackedPairs(inputs["pairs"])
     facts = {

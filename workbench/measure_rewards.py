@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 
 from workbench.config_base import BASELINE
 from workbench.evidence import Responses
+from workbench.measure_pairs import PairReader
 from workbench.measure_scope import Scope, plain
-from workbench.metrics.agreement import agreement_on_pairs, agreement_on_samples
-from workbench.metrics.calibration import reward_model_quality
-from workbench.metrics.estimates import Array
+from workbench.metrics.agreement import accuracy_difference, agreement_on_pairs, agreement_on_samples, error_consistency
+from workbench.metrics.agreement_parts import (
+    GAP_BUCKETS,
+    bucketed,
+    correlation_with_length,
+    per_token,
+    quantile_edges,
+    standardized,
+)
+from workbench.metrics.calibration import ordered_like, reward_model_quality
+from workbench.metrics.calibration_of_pairs import Temperature, calibration_of_pairs, fitted_temperatures
+from workbench.metrics.estimates import Array, mean_by_cluster
+from workbench.metrics.pair_margins import PairMargins
 from workbench.results import RewardModelQuality
-from workbench.results_agreement import Agreement
+from workbench.results_agreement import AgainstGold, Agreement, Calibration
+from workbench.results_base import E
+
+HELD_OUT, SHIFTED, OOD = "heldout", "temperature_shift", "ood"
+TERCILES = 3
+
+
+def on_policy(label: str) -> str:
+    """Name of the set of an arm's own samples."""
+    return f"on_policy/{label}"
 
 
 class Rewards:
@@ -23,11 +43,12 @@ class Rewards:
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
+        self.reader = PairReader(scope)
 
     def reward_models(self) -> dict[str, Any]:
         """`reward_models` on held-out pairs of the test split."""
-        margins = self._margins("test")
-        gold = self._gold_margins(margins["pair_id"])
+        margins = self.reader.margins("test")
+        gold = self.reader.gold_margins(margins["pair_id"])
         seeds = margins["seed"] if len(self.scope.seeds) > 1 else None
         found: dict[str, RewardModelQuality] = {}
         for name in self.scope.rewards:
@@ -40,53 +61,78 @@ class Rewards:
             )
         return {name: plain(one) for name, one in found.items()}
 
-    def _margins(self, split: str) -> dict[str, list[Any]]:
-        """Columns of held-out pairs, all run seeds below each other, with their "seed"."""
-        columns: dict[str, list[Any]] = {"seed": []}
-        for run in self.scope.seeds:
-            found = self.scope.artifacts.json(BASELINE, run, "margins", "margins.json")
-            kept = [row for row, name in enumerate(found["split"]) if name == split]
-            kept.sort(key=lambda row: found["pair_id"][row])  # resampling must not hang on the order of rows
-            for name, values in found.items():
-                columns.setdefault(name, []).extend(values[row] for row in kept)
-            columns["seed"] += [run] * len(kept)
-        return columns
+    @cached_property
+    def samples(self) -> dict[str, list[tuple[int, Responses]]]:
+        """Samples by set: each arm's own, the SFT's at another temperature, the SFT's out of distribution."""
+        scope = self.scope
+        found = {on_policy(label): [(one.seed, one.samples) for one in runs] for label, runs in scope.arms.items()}
+        for name, role in ((SHIFTED, "shift"), (OOD, "ood")):
+            if scope.artifacts.has(BASELINE, scope.seeds[0], role):
+                found[name] = [
+                    (run, scope.artifacts.responses(BASELINE, run, role, f"{role}_scores")) for run in scope.seeds
+                ]
+        return found
 
-    def _gold_margins(self, pair_ids: Sequence[str]) -> list[float] | None:
-        path = self.scope.artifacts.inputs["raw_pairs"] / "scores.json"
-        if not path.exists():
-            return None
-        gold = json.loads(path.read_text(encoding="utf-8"))
-        return [gold[pair]["chosen"] - gold[pair]["rejected"] for pair in pair_ids]
+    @cached_property
+    def sets(self) -> dict[str, PairMargins]:
+        """Pairs by set; labelled out-of-distribution pairs stand before samples."""
+        if self.scope.implicit is None:
+            return {}
+        labelled = {HELD_OUT: self.reader.held_out("test"), OOD: self.reader.held_out("ood")}
+        found = {HELD_OUT: labelled[HELD_OUT]} if labelled[HELD_OUT] is not None else {}
+        found |= {name: self.reader.of_samples(one) for name, one in self.samples.items()}
+        found |= {OOD: labelled[OOD]} if labelled[OOD] is not None else {}
+        return {name: pairs for name, pairs in found.items() if pairs is not None}
+
+    @cached_property
+    def gap_reference(self) -> str | None:
+        """The set whose gold margins the others are weighted to: held-out pairs, else the SFT's samples."""
+        names = (HELD_OUT, on_policy(BASELINE))
+        return next((name for name in names if name in self.sets and self.sets[name].gold is not None), None)
+
+    @cached_property
+    def temperatures(self) -> dict[str, Temperature] | None:
+        """Fitted on validation pairs, which nothing else here looks at."""
+        pairs = self.reader.held_out("validation")
+        return None if pairs is None else fitted_temperatures(pairs, _labels(pairs))
 
     def agreement(self) -> dict[str, Any]:
         """`agreement` of the explicit proxy with the first DPO arm's implicit reward."""
         if self.scope.implicit is None:
             return {}
         named = {"implicit": self.scope.implicit, "explicit": self.scope.proxy}
-        found: dict[str, Agreement | None] = {"heldout": self._on_pairs("test", self.scope.rng(5, 0))}
-        for label, runs in self.scope.arms.items():
-            samples = [(one.seed, one.samples) for one in runs]
-            found[f"on_policy/{label}"] = self._on_samples(samples, self.scope.rng(6))
-        found["ood"] = None
-        if self.scope.artifacts.has(BASELINE, self.scope.seeds[0], "ood"):
-            found["ood"] = self._on_pairs("ood", self.scope.rng(5, 1)) or self._on_samples(
-                [(run, self.scope.artifacts.responses(BASELINE, run, "ood", "ood_scores")) for run in self.scope.seeds],
-                self.scope.rng(5, 2),
-            )
+        found: dict[str, Agreement | None] = {name: self._of_set(name, pairs) for name, pairs in self.sets.items()}
+        found.setdefault(OOD, None)
         return {name: None if one is None else plain(one) | named for name, one in found.items()}
 
-    def _on_pairs(self, split: str, rng: np.random.Generator) -> Agreement | None:
-        margins = self._margins(split)
-        if not margins["seed"]:
-            return None
-        return agreement_on_pairs(
-            margins[f"implicit/{self.scope.implicit}"],
-            margins[f"proxy/{self.scope.proxy}"],
-            margins["prompt_id"],
-            rng,
-            labels=np.ones(len(margins["seed"])),
-            seeds=margins["seed"] if len(self.scope.seeds) > 1 else None,
+    def _of_set(self, name: str, pairs: PairMargins) -> Agreement:
+        numbers = {HELD_OUT: (5, 0), SHIFTED: (5, 3), OOD: (5, 1 if pairs.truth_kind == "label" else 2)}
+        rng = self.scope.rng(*numbers.get(name, (6,)))
+        if pairs.truth_kind == "label":
+            found = agreement_on_pairs(
+                pairs.implicit, pairs.explicit, list(pairs.prompts), rng, labels=pairs.truth, seeds=pairs.seeds
+            )
+        else:
+            found = self._on_samples(self.samples[name], rng)
+        edges = np.zeros(0)
+        reference = None if self.gap_reference is None else self.sets[self.gap_reference]
+        if reference is not None and reference.gold is not None and pairs.gold is not None:
+            edges = quantile_edges(np.abs(reference.gold), GAP_BUCKETS)
+        parts = self.scope.rng(11)
+        return found.model_copy(
+            update={
+                "truth": pairs.truth_kind,
+                "calibration": self._calibration(pairs),
+                "against_gold": self._against_gold(pairs) if pairs.truth_kind == "label" else None,
+                "by_kl": self._terciles(pairs, pairs.mean_kl),
+                "by_length": self._terciles(pairs, pairs.mean_tokens),
+                "by_gold_gap": bucketed(_by_gold(pairs), None if pairs.gold is None else np.abs(pairs.gold), edges),
+                "standardized": None
+                if reference is None or name == self.gap_reference
+                else standardized(_by_gold(pairs), reference, str(self.gap_reference)),
+                "length": correlation_with_length(pairs, parts),
+                "per_token": per_token(pairs, parts),
+            }
         )
 
     def _on_samples(self, samples: Sequence[tuple[int, Responses]], rng: np.random.Generator) -> Agreement:
@@ -101,3 +147,48 @@ class Rewards:
             gold=joined("gold") if self.scope.has_gold else None,
             seeds=[run for run, one in samples for _ in one.prompts] if len(samples) > 1 else None,
         )
+
+    def _terciles(self, pairs: PairMargins, by: Array | None) -> list[Any]:
+        """Thirds of the set's own pairs; none where all are equal, as the SFT's log-ratios to itself are."""
+        return [] if by is None or np.ptp(by) < 1e-9 else bucketed(pairs, by, quantile_edges(by, TERCILES))
+
+    def _calibration(self, pairs: PairMargins) -> Calibration | None:
+        """Against fresh labels where annotators can be asked, else the pairs' own; never against gold's order."""
+        if pairs.fresh is None and pairs.truth_kind != "label":
+            return None
+        kind: Literal["given", "fresh"] = "given" if pairs.fresh is None else "fresh"
+        return calibration_of_pairs(pairs, _labels(pairs), kind, self.scope.rng(12), self.temperatures)
+
+    def _against_gold(self, pairs: PairMargins) -> AgainstGold | None:
+        if pairs.gold is None:
+            return None
+        prompts = list(pairs.prompts)
+        kappa, chance = error_consistency(
+            pairs.implicit, pairs.explicit, pairs.gold, prompts, self.scope.rng(13), seeds=pairs.seeds
+        )
+
+        def share(margins: Array) -> E:
+            assert pairs.gold is not None
+            right = ordered_like(margins, pairs.gold)
+            return E.of(mean_by_cluster(right, prompts, None, pairs.seeds, proportion=True))
+
+        return AgainstGold(
+            implicit_accuracy=share(pairs.implicit),
+            explicit_accuracy=share(pairs.explicit),
+            accuracy_difference=accuracy_difference(pairs.implicit, pairs.explicit, pairs.gold, prompts, pairs.seeds),
+            chance=chance,
+            kappa=kappa,
+        )
+
+
+def _labels(pairs: PairMargins) -> Array:
+    """(M,) 1 where the first is preferred: by annotators asked anew, else by the given label."""
+    if pairs.fresh is not None:
+        return pairs.fresh
+    assert pairs.truth is not None
+    return (1 + np.sign(pairs.truth)) / 2
+
+
+def _by_gold(pairs: PairMargins) -> PairMargins:
+    """The pairs with gold as the truth, as the reference set's buckets are of gold."""
+    return pairs if pairs.truth_kind == "gold" or pairs.gold is None else pairs.against_gold()

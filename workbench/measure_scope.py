@@ -30,6 +30,8 @@ class Scope:
         self.judge_kinds: dict[str, Any] = config["judge_kinds"]
         self.has_gold: bool = config["gold"]
         self.implicit: str | None = config["implicit"]
+        self.annotators: list[dict[str, Any]] = config.get("annotators") or []
+        self.labels_per_pair: int = config.get("labels_per_pair") or 1
         self.arms: dict[str, list[ArmRun]] = {
             label: [artifacts.arm(label, run, self.blocks.get(label), self.proxy) for run in self.seeds]
             for label in [BASELINE, *self.blocks]

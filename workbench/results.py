@@ -16,7 +16,7 @@ from typing import Any, Literal, NoReturn, Self
 from pydantic import Field, StrictBool, ValidationError, model_validator
 
 from workbench.errors import DataError
-from workbench.results_agreement import Agreement
+from workbench.results_agreement import Agreement, AgreementPoint, Disagreement, Generalization
 from workbench.results_base import KL, Compared, Count, E, Model, Probability, WinRate
 from workbench.results_curves import FrontierPoint, Overoptimization
 from workbench.types import Cost
@@ -253,7 +253,18 @@ class Results(Model):
     ranking: list[Rating]
     frontier: list[FrontierPoint]
     overoptimization: list[Overoptimization]
-    agreement: dict[str, Agreement | None] = Field(description="heldout, on_policy/sft, on_policy/LABEL, ood")
+    agreement: dict[str, Agreement | None] = Field(
+        description="heldout, on_policy/sft, on_policy/LABEL, temperature_shift, ood"
+    )
+    agreement_trajectory: list[AgreementPoint] = Field(
+        default_factory=list, description="Each DPO checkpoint's implicit reward against the explicit one"
+    )
+    generalization: Generalization | None = Field(
+        default=None, description="The two rewards away from where they were fitted; null without DPO or another set"
+    )
+    disagreements: list[Disagreement] = Field(
+        default_factory=list, description="The largest few of each set; more are in disagreements.json"
+    )
     judges: dict[str, JudgeQuality] = Field(default_factory=dict, description="Judges beside gold and proxy, by name")
     judging_incomplete: dict[str, str] = Field(
         default_factory=dict, description="Judge -> why it did not finish; its verdicts are kept, the next run goes on"

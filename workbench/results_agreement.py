@@ -142,7 +142,9 @@ class AgreementPoint(Model):
     implicit_accuracy: E | None
     explicit_accuracy: E | None
     accuracy_difference: E | None
-    seq_margin: E = Field(description="Mean implicit margin of the better response, nats; better by label, else gold")
+    seq_margin: E = Field(
+        description="Mean implicit margin of the better response, nats (by label, else gold; without either: mean size)"
+    )
 
 
 class Shift(Model):

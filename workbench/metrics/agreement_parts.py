@@ -28,8 +28,8 @@ def quantile_edges(values: Array, buckets: int) -> Array:
     values = values[~np.isnan(values)]
     if not len(values):
         return np.zeros(0)
-    edges = np.unique(np.quantile(values, np.arange(1, buckets) / buckets))
-    return edges[edges > values.min()]
+    edges: Array = np.unique(np.quantile(values, np.arange(1, buckets) / buckets))
+    return np.asarray(edges[edges > values.min()])
 
 
 def bucketed(pairs: PairMargins, by: Array | None, edges: Array) -> list[Bucket]:

@@ -124,4 +124,5 @@ def cooled(margins: Array, slopes: dict[object, float], seeds: Labels | None = N
     run = [0.0] * len(margins) if seeds is None else list(seeds)
     if any(not math.isfinite(slope) or slope <= 0 for slope in slopes.values()) or not set(run) <= set(slopes):
         return None
-    return margins * np.array([slopes[seed] for seed in run])
+    cooler: Array = margins * np.array([slopes[seed] for seed in run])
+    return cooler

@@ -61,6 +61,10 @@ class PairMargins:
                 changed[field.name] = [one for one, k in zip(value, keep, strict=True) if k]
         return replace(self, **changed)
 
+    def against_gold(self) -> PairMargins:
+        """The pairs with the gold margin as the truth."""
+        return replace(self, truth=self.gold, truth_kind="gold")
+
 
 def pairs_within(prompts: Labels, seeds: Labels | None) -> tuple[Index, Index, list[Index]]:
     """All pairs of samples of the same prompt and run seed.
