@@ -108,6 +108,10 @@ def run_comparison(
 
         # ---- 3. Put the results together and certify them.
         results = assemble(graph, outcome, tracking.describe(), unfinished)
+        from workbench.decide import decide
+
+        verdict = decide(results, comparison.decision, comparison.evaluation.judges[0])
+        results = results.model_copy(update={"decision": verdict})
         folder = home / "results" / comparison.name
         path = folder / "results.json"
         results = results.model_copy(update={"report": str(folder / "report.md")})

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from workbench.config_arms import ARM_KINDS, DPO, PPO, SFT, Arm, BestOfN, RewardModel
 from workbench.config_base import RESERVED_LABELS, SLUG, Label, Problem, Section, refuse
+from workbench.config_decision import Decision
 from workbench.config_judges import CONNECTION, RESERVED_JUDGES, Judge
 from workbench.config_sections import (
     Data,
@@ -24,7 +25,7 @@ from workbench.config_sections import (
 )
 
 # Sections that may be left empty (a block whose lines are all commented out is null).
-_DEFAULTED = ("seeds", "reward_models", "judges", "evaluation", "selection", "resources", "tracking")
+_DEFAULTED = ("seeds", "reward_models", "judges", "evaluation", "selection", "decision", "resources", "tracking")
 
 
 class Comparison(Section):
@@ -54,6 +55,7 @@ class Comparison(Section):
     evaluation: Evaluation = Field(default_factory=Evaluation, description="How every policy is sampled and judged.")
     selection: Selection = Field(default_factory=Selection, description="Which checkpoint is compared.")
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig, description="What the run may use.")
+    decision: Decision = Field(default_factory=Decision, description="What difference matters, and what may be served.")
     tracking: Tracking = Field(default_factory=Tracking, description="MLflow.")
 
     @property

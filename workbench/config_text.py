@@ -21,7 +21,7 @@ def json_schema() -> dict[str, Any]:
     properties["seeds"] = _either(properties["seeds"], {"type": "array", "items": {"type": "integer", "minimum": 0}})
     for name in ("sft", "gold"):
         properties[name] = _either(properties[name], {"const": "none"})
-    for name in ("seeds", "reward_models", "judges", "evaluation", "selection", "resources", "tracking"):
+    for name in ("seeds", "reward_models", "judges", "evaluation", "selection", "decision", "resources", "tracking"):
         properties[name] = _either(properties[name], {"type": "null"})
     blocks = {kind: {"$ref": f"#/$defs/{section.__name__}"} for kind, section in ARM_KINDS.items()}
     properties["arms"] = {
@@ -124,6 +124,10 @@ _LINES: tuple[tuple[str, str], ...] = (
     ("evaluation.judges", "[gold]"),
     ("selection", ""),
     ("selection.rule", "last"),
+    ("decision", ""),
+    ("decision.margin", "0.03"),
+    ("decision.max_kl", "null"),
+    ("decision.max_cost_per_answer", "null"),
     ("resources", ""),
     ("resources.threads", "1"),
     ("resources.workers", "2"),
@@ -147,6 +151,7 @@ _OWN = """\
 #   evaluation.judges: [gpt]; also kind: reward_model (folder) and kind: human (verdicts: filled-in file)
 # - the learning rates above suit a model of 0.1M parameters. For pretrained ones of 100M and more start near
 #   1e-5 (sft, reward_models), 1e-6 (ppo) and 5e-7 (dpo), then tune every arm with the same budget: workbench tune
+# - simpler than ppo, with the same reward model and no critic: rloo: {} and grpo: {} beside it under arms
 # - evaluation.max_response_tokens: as long as the responses in your data
 # - five seeds (seeds: [0, 1, 2, 3, 4]) before you compare methods rather than checkpoints
 """

@@ -33,7 +33,7 @@ class Responses:
     Args:
         prompts: (N,) prompt ids.
         columns: name -> (N,) values: "gold", "proxy/NAME", "implicit/LABEL", "seq_kl", "response_tokens",
-            "response_characters", "finished".
+            "response_characters", "response_words", "seq_logprob" (under the policy that drew it), "finished".
         ids: (N,) generation ids.
     """
 
@@ -180,6 +180,7 @@ class Artifacts:
             "response_characters": np.array([float(len(one["response"])) for one in generations]),
             "response_words": np.array([float(count_words(one["response"])) for one in generations]),
             "finished": np.array([float(one["finish_reason"] == "stop") for one in generations]),
+            "seq_logprob": np.array([float(one["seq_logprob"]) for one in generations]),
         }
         for name in scores:
             found = self.json(label, run, name, "scores.json")

@@ -6,7 +6,7 @@ numpy and scipy only. Each figure is an estimate clustered by prompt, crossed wi
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from workbench.config_base import BASELINE
 from workbench.evidence import ArmRun, Artifacts, gain_over, mean_over
 from workbench.judging.records import JUDGMENTS_FILE
 from workbench.judgment_files import write_judgments
+from workbench.measure_annotators import AnnotatorMeasure
 from workbench.measure_curves import Curves
 from workbench.measure_disagreements import DISAGREEMENTS_FILE, Disagreements, shown
+from workbench.measure_diversity import DiversityMeasure
 from workbench.measure_rewards import Rewards
 from workbench.measure_scope import Scope, plain
 from workbench.measure_shifts import Shifts
@@ -40,7 +42,8 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     Args:
         config: {"arms": blocks by label, "runs": run seeds, "reward_models": names, "proxy": the one that scores every
             arm, "implicit": the DPO arm whose reward is compared, or None, "judges": in use, the headline's first,
-            "judge_kinds": name -> kind of those that are no scorers, "gold": whether there is one}.
+            "judge_kinds": name -> kind of those that are no scorers, "gold": whether there is one, "annotators": blocks
+            of the simulated ones, or None}.
         inputs: All artifacts, by role (`workbench.evidence.Artifacts`).
         out: Receives measured.json (parts of results.json), judgments.jsonl (each judge's verdicts on every arm and
             the SFT, for `workbench winrate`), disagreements.json (pairs that the two rewards order in opposite ways,
@@ -50,11 +53,13 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     scope = Scope(config, Artifacts(inputs), log.seed)
     measure, curves, rewards = Measure(scope), Curves(scope), Rewards(scope)
     shifts, listed = Shifts(scope, rewards), Disagreements(scope, rewards).listed()
+    people, diversity = AnnotatorMeasure(scope, config.get("annotators")), DiversityMeasure(scope)
     parts: dict[str, Any] = {}
     steps = (
         ("judges", measure.judge_quality),
         ("reward_models", rewards.reward_models),
-        ("arms", measure.arm_figures),
+        ("arms", lambda: beside(measure.arm_figures(), people.arms(), diversity.arms())),
+        ("annotators", lambda: plain(people.summary)),
         ("head_to_head", measure.duels),
         ("ranking", measure.rating),
         ("frontier", curves.frontier),
@@ -81,6 +86,11 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
 
 class Measure:
     """Sections of results.json about the arms and their judges, as plain JSON."""
+def beside(*parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Fields of every arm from several measures, put together by label."""
+    return {label: {name: one for part in parts for name, one in part[label].items()} for label in parts[0]}
+
+
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope

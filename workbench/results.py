@@ -17,8 +17,11 @@ from pydantic import Field, StrictBool, ValidationError, model_validator
 
 from workbench.errors import DataError
 from workbench.results_agreement import Agreement, AgreementPoint, Disagreement, Generalization
+from workbench.results_annotators import Annotators
 from workbench.results_base import KL, Compared, Count, E, Model, Probability, WinRate
 from workbench.results_curves import FrontierPoint, Overoptimization
+from workbench.results_decision import Decision
+from workbench.results_diversity import Diversity
 from workbench.types import Cost
 
 SCHEMA: Literal[1] = 1
@@ -195,6 +198,16 @@ class Arm(Model):
         default_factory=list,
         description="What judges that know nothing make of the same samples: null/longest, null/first, null/constant",
     )
+    diversity: Diversity | None = Field(default=None, description="How different its samples are from each other")
+    by_annotator: dict[str, E] = Field(
+        default_factory=dict, description="The arm as each annotator sees it; `annotators.kind` says what it is"
+    )
+    minority_win_rate: E | None = Field(
+        default=None, description="Expected win rate against sft among the minority annotators' labels; null: not known"
+    )
+    minority_gap: Compared | None = Field(
+        default=None, description="Expected win rate by the other annotators less minority_win_rate, paired by prompt"
+    )
     response_tokens: E | None
     eos_rate: E | None
     diverged: str | None = Field(description="Why training stopped early; null when it did not")
@@ -271,10 +284,12 @@ class Results(Model):
     )
     stages: list[StageRow]
     warnings: list[str] = Field(default_factory=list, description="What a reader must know before quoting a number")
+    annotators: Annotators | None = Field(default=None, description="Whose labels `by_annotator` is about")
 
     @model_validator(mode="after")
     def _names(self) -> Self:
         if "sft" not in self.arms:
+    decision: Decision | None = Field(default=None, description="What it all comes to, on which evidence")
             raise ValueError("arms must hold 'sft', the baseline of every comparison")
         named = {n for h in self.head_to_head for n in (h.a, h.b)} | {p.arm for p in self.frontier}
         named |= {r.arm for r in self.ranking} | {o.arm for o in self.overoptimization}

@@ -388,9 +388,7 @@ class Tracker:
             now_ms, match = _now_ms(), results.get("match") or {}
             points = [(key, value, now_ms, 0) for key, value in names.headline_metrics(results).items()]
             points += names.frontier_points(results, now_ms)
-            self._send(
-                {"op": "batch", "ref": self.ref, "metrics": points, "tags": {"match.ok": _tick(match.get("ok"))}}
-            )
+            self._send({"op": "batch", "ref": self.ref, "metrics": points, "tags": names.decision_tags(results)})
             text = json.dumps(redact(match), indent=2, default=str)
             self._send({"op": "text", "ref": self.ref, "text": text, "file": "match.json"})
         for folder, paths in (("figures", figures), ("", files)):
@@ -495,7 +493,3 @@ class Tracker:
             uri: Only spools of this URI (it supplies the credentials, which a spool does not hold); None: all.
         """
         return sync_spools(home, default_uri(home), uri, _Server, limits or Limits())
-
-
-def _tick(value: object) -> str:
-    return {True: "true", False: "false"}.get(value, "unknown") if isinstance(value, bool) else "unknown"

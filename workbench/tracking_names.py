@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.redact import redact
+from workbench.redact import redact, redact_text
 
 # MLflow's own limits; beyond them it raises or cuts silently.
 MAX_KEY = 250
@@ -33,6 +33,8 @@ ARM_ESTIMATES = (
     "seq_kl",
     "win_rate",
     "win_rate_length_controlled",
+    "minority_win_rate",
+    "minority_gap",
     "response_tokens",
     "eos_rate",
 )
@@ -44,6 +46,14 @@ AGREEMENT_ESTIMATES = (
     "spearman_margins",
     "spearman_within_prompt",
     "kendall_tau",
+)
+DIVERSITY_ESTIMATES = (
+    "distinct_1",
+    "distinct_2",
+    "self_bleu",
+    "similarity_within",
+    "similarity_between",
+    "entropy_per_token",
 )
 REWARD_MODEL_ESTIMATES = ("accuracy", "accuracy_gold", "ece", "brier", "tie_rate")
 JUDGE_ESTIMATES = ("ties", "flip_rate", "first_shown_preferred", "null_model")
@@ -120,6 +130,10 @@ def headline_metrics(results: Mapping[str, Any]) -> dict[str, float]:
             metrics |= estimate_metrics(f"win_rate_by/{rate['judge']}/{label}", rate)
         for rate in arm.get("null_win_rates") or ():
             metrics |= estimate_metrics(f"win_rate_by_{rate['judge'].replace('/', '_')}/{label}", rate)
+        for name, rate in (arm.get("by_annotator") or {}).items():
+            metrics |= estimate_metrics(f"by_annotator_{name}/{label}", rate)
+        for field in DIVERSITY_ESTIMATES:
+            metrics |= estimate_metrics(f"{field}/{label}", (arm.get("diversity") or {}).get(field))
         for part, suffix in (("own", ""), ("with_upstream", "_with_upstream"), ("answer", "_per_answer")):
             for field, value in ((arm.get("cost") or {}).get(part) or {}).items():
                 if isinstance(value, int | float) and math.isfinite(value):
@@ -135,6 +149,21 @@ def headline_metrics(results: Mapping[str, Any]) -> dict[str, float]:
         for field in AGREEMENT_ESTIMATES:
             metrics |= estimate_metrics(f"{field}/{name}", (entry or {}).get(field))
     return metrics
+
+
+def decision_tags(results: Mapping[str, Any]) -> dict[str, str]:
+    """The parent's tags to filter by; the certificate's tick is among them."""
+    ok = (results.get("match") or {}).get("ok")
+    tags = {"match.ok": str(ok).lower() if isinstance(ok, bool) else "unknown"}
+    found = results.get("decision")
+    if found:
+        tags |= {
+            "decision": found["verdict"],
+            "decision.arms": ", ".join(found["arms"]),
+            "decision.scope": found["scope"],
+        }
+        tags["decision.sentence"] = redact_text(found["sentence"])
+    return {key: clip_text(value, MAX_TAG_VALUE) for key, value in tags.items() if value}
 
 
 def frontier_points(results: Mapping[str, Any], unix_ms: int) -> list[Point]:

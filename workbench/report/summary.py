@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from workbench.report import wording
-from workbench.report.wording import clean, interval
+from workbench.report.decision import annotators, decision, diversity
+from workbench.report.markup import escape as escape  # readers of this module look for it here
+from workbench.report.markup import table as _table
+from workbench.report.wording import interval
 
 FIGURE_TITLES = {
     "frontier.png": "Reward against KL",
@@ -26,14 +28,6 @@ COST_COLUMNS = {
     "reward_queries": ("reward queries", wording.count),
     "peak_memory_bytes": ("peak memory (bytes)", wording.count),
 }
-
-
-def escape(text: object) -> str:
-    """Text that stays text in markdown and in HTML made from it: no tags, links, images or table cells of its own."""
-    plain = clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    # An interval like [0.68, 0.74] is left readable, unless what follows would make a link of it.
-    parts = re.split(r"(\[[-\d., ]+\](?![\[(:]))", plain)
-    return "".join(part if i % 2 else re.sub(r"([\\`*_\[\]|#!~$])", r"\\\1", part) for i, part in enumerate(parts))
 
 
 def write_report(results: Mapping[str, Any], path: Path, figures: Sequence[Path] = ()) -> Path:
@@ -68,25 +62,24 @@ def markdown(results: Mapping[str, Any], figures: Sequence[tuple[str, str]] = ()
         _judges(results),
         _by_seed(results),
         _duels(results),
+        diversity(results),
+        annotators(results),
         _overoptimization(results),
         _agreement(results),
         _reward_models(results),
         _costs(results),
         _figures(figures),
         _caveats(results),
+        decision(results),
         _provenance(results),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def note(results: Mapping[str, Any]) -> str:
-    """The short form for a run's description in MLflow: verdict, certificate, arms."""
-    return "\n\n".join((f"**{escape(wording.verdict(results))}**", _certificate(results), _arms(results)))
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" + "---:|" * (len(header) - 1)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+    """The short form for a run's description in MLflow: decision (without one, the verdict), certificate, arms."""
+    told = wording.decision_line(results) or wording.verdict(results)
+    return "\n\n".join((f"**{escape(told)}**", _certificate(results), _arms(results)))
 
 
 def _certificate(results: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from workbench.report import wording
+from workbench.report.decision import diversity_rows
 from workbench.report.wording import clean, interval
 
 WIDTH = 100
@@ -29,7 +30,7 @@ def make_console(*, stderr: bool = True, file: IO[str] | None = None) -> Console
 def print_results(
     results: Mapping[str, Any], console: Console | None = None, *, results_path: str | None = None
 ) -> None:
-    """Prints the outcome: verdict, arms, cost, duels, agreement, over-optimization, certificate, where things are.
+    """Prints the outcome: arms, cost, duels, agreement, diversity, certificate, decision, where things are.
 
     Args:
         results: results.json, schema 1, as a dictionary.
@@ -51,6 +52,12 @@ def print_results(
         out.print(_duel_table(results["head_to_head"]))
     if results.get("agreement"):
         out.print(_agreement_table(results["agreement"]))
+    columns, rows = diversity_rows(arms)
+    if rows:
+        table = _table("diversity of the samples", columns)
+        for row in rows:
+            _add(table, row)
+        out.print(table)
     for label, arm in arms.items():
         if arm.get("diverged"):
             out.print(Text(f"{clean(label)} diverged: {clean(arm['diverged'])}", style="bold red"))
@@ -61,8 +68,12 @@ def print_results(
     for alarming, line in wording.overoptimization_lines(results):
         out.print(Text(line, style="yellow" if alarming else ""))
     out.print()
-    out.print(Text(wording.verdict(results), style="bold"))
+    decided = wording.decision_line(results)
+    if decided is None:
+        out.print(Text(wording.verdict(results), style="bold"))
     _print_certificate(results, out)
+    if decided is not None:
+        out.print(Text(decided, style="bold"))
     _print_places(results, results_path, out)
 
 

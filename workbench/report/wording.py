@@ -287,6 +287,12 @@ def verdict(results: Mapping[str, Any]) -> str:
     )
 
 
+def decision_line(results: Mapping[str, Any]) -> str | None:
+    """The decision's sentence; None in files that have none."""
+    found = results.get("decision")
+    return f"Decision: {clean(found['sentence'])}" if found else None
+
+
 def _divergence(arms: Mapping[str, Any]) -> str:
     fallen = [f"{clean(label)} ({clean(arm['diverged'])})" for label, arm in arms.items() if arm.get("diverged")]
     return f"Diverged: {', '.join(fallen)}." if fallen else ""
