@@ -185,8 +185,8 @@ class Arm(Model):
         default=None, description="proxy_reward less sft's, paired by prompt; null for sft"
     )
     own_objective: E | None = Field(
-        description="What this arm itself optimized, on its own samples: ppo and best_of_n the score of their reward "
-        "(without PPO's KL penalty), dpo beta times seq_kl, the mean of its implicit reward; null for sft"
+        description="What this arm itself optimized, on its own samples: ppo, rloo, grpo and best_of_n the score of "
+        "their reward (without the KL penalty), dpo beta times seq_kl, the mean of its implicit reward; null for sft"
     )
     seq_kl: KL | None
     win_rate: WinRate | None = Field(description="The headline: first judge, against sft; null for sft itself")
@@ -278,18 +278,18 @@ class Results(Model):
     disagreements: list[Disagreement] = Field(
         default_factory=list, description="The largest few of each set; more are in disagreements.json"
     )
+    annotators: Annotators | None = Field(default=None, description="Whose labels `by_annotator` is about")
     judges: dict[str, JudgeQuality] = Field(default_factory=dict, description="Judges beside gold and proxy, by name")
     judging_incomplete: dict[str, str] = Field(
         default_factory=dict, description="Judge -> why it did not finish; its verdicts are kept, the next run goes on"
     )
+    decision: Decision | None = Field(default=None, description="What it all comes to, on which evidence")
     stages: list[StageRow]
     warnings: list[str] = Field(default_factory=list, description="What a reader must know before quoting a number")
-    annotators: Annotators | None = Field(default=None, description="Whose labels `by_annotator` is about")
 
     @model_validator(mode="after")
     def _names(self) -> Self:
         if "sft" not in self.arms:
-    decision: Decision | None = Field(default=None, description="What it all comes to, on which evidence")
             raise ValueError("arms must hold 'sft', the baseline of every comparison")
         named = {n for h in self.head_to_head for n in (h.a, h.b)} | {p.arm for p in self.frontier}
         named |= {r.arm for r in self.ranking} | {o.arm for o in self.overoptimization}
