@@ -4,8 +4,8 @@ config_base.py        strict models, shared field types
 config_sections.py    model, data, gold, evaluation, selection, resources, tracking
 config_arms.py        sft, reward models, ppo, dpo, best_of_n
 config_judges.py      judges beside gold and proxy
-config_comparison.py  the whole, with the checks across sections
 config_decision.py    margin and serving budget of the decision
+config_comparison.py  the whole, with the checks across sections
 config_yaml.py        YAML text to a tree in which every value knows its line
 config_load.py        file and --set overrides to a Comparison, every error with its place
 config_paths.py       shipped configs, what is a path, and whether it exists
@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from workbench.config_arms import ARM_KINDS, DPO, PPO, SFT, AdaptiveKL, Arm, BestOfN, RewardModel
 from workbench.config_comparison import Comparison
-from workbench.config_judges import HumanJudge, LLMJudge, RewardModelJudge
 from workbench.config_decision import AnswerCost, Decision
+from workbench.config_judges import HumanJudge, LLMJudge, RewardModelJudge
 from workbench.config_load import load_config
 from workbench.config_paths import check_paths, shipped_config, shipped_names
 from workbench.config_sections import (
@@ -44,15 +44,15 @@ __all__ = [
     "SFT",
     "AdaptiveKL",
     "Annotator",
+    "AnswerCost",
     "Arm",
     "BestOfN",
     "Comparison",
-    "AnswerCost",
     "Data",
+    "Decision",
     "Evaluation",
     "Gold",
     "HumanJudge",
-    "Decision",
     "LLMJudge",
     "Model",
     "ResourcesConfig",

@@ -54,8 +54,8 @@ class Comparison(Section):
     )
     evaluation: Evaluation = Field(default_factory=Evaluation, description="How every policy is sampled and judged.")
     selection: Selection = Field(default_factory=Selection, description="Which checkpoint is compared.")
-    resources: ResourcesConfig = Field(default_factory=ResourcesConfig, description="What the run may use.")
     decision: Decision = Field(default_factory=Decision, description="What difference matters, and what may be served.")
+    resources: ResourcesConfig = Field(default_factory=ResourcesConfig, description="What the run may use.")
     tracking: Tracking = Field(default_factory=Tracking, description="MLflow.")
 
     @property

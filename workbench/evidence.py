@@ -179,8 +179,8 @@ class Artifacts:
             "response_tokens": np.array([float(len(one["response_ids"])) for one in generations]),
             "response_characters": np.array([float(len(one["response"])) for one in generations]),
             "response_words": np.array([float(count_words(one["response"])) for one in generations]),
-            "finished": np.array([float(one["finish_reason"] == "stop") for one in generations]),
             "seq_logprob": np.array([float(one["seq_logprob"]) for one in generations]),
+            "finished": np.array([float(one["finish_reason"] == "stop") for one in generations]),
         }
         for name in scores:
             found = self.json(label, run, name, "scores.json")

@@ -84,13 +84,13 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     _write(out / "sides.json", facts)
 
 
-class Measure:
-    """Sections of results.json about the arms and their judges, as plain JSON."""
 def beside(*parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Fields of every arm from several measures, put together by label."""
     return {label: {name: one for part in parts for name, one in part[label].items()} for label in parts[0]}
 
 
+class Measure:
+    """Sections of results.json about the arms and their judges, as plain JSON."""
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
