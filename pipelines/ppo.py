@@ -1,7 +1,8 @@
 """RM+PPO: a policy trained by proximal policy optimization on an explicit reward model. Ours; TRL has none any more.
 
-One file, top to bottom: load, roll out, score, advantages, update, guard, checkpoint. The mathematics is in
-`workbench.objectives`, the forward pass that sampling, training and scoring share in `workbench.scoring`.
+One file, top to bottom: roll out, score, advantages, update, measure and guard, checkpoint. The mathematics is in
+`workbench.objectives`, the models and who shares a trunk with whom in `workbench.actor_critic`, the forward pass that
+training and scoring share in `workbench.scoring`. docs/ppo.md says what differs from TRL 1.12, and why.
 
 Sources: Ziegler et al. 2019 (https://arxiv.org/abs/1909.08593), Stiennon et al. 2020 (https://arxiv.org/abs/2009.01325),
 Huang et al. 2024, "The N+ implementation details of RLHF with PPO" (https://arxiv.org/abs/2403.17031).
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,16 @@ import torch
 from torch import Tensor
 
 from workbench import objectives
-from workbench.batching import Batch, make_batch
+from workbench.actor_critic import ActorCritic
+from workbench.batching import Batch, make_batch, microbatches
 from workbench.checkpoints import latest_checkpoint, save_checkpoint
 from workbench.digests import prompt_set_digest
 from workbench.errors import DivergenceError, IntegrityError, StageInterrupted
 from workbench.evaluation import numerics
-from workbench.models import (
-    Placement,
-    check_finite,
-    load_policy,
-    load_reward_model,
-    parameter_count,
-    save_model,
-    token_scores,
-    trunk_digest,
-)
+from workbench.lora import POLICY
+from workbench.lora_files import save_merged
+from workbench.models import Placement, check_finite, load_policy, save_model
+from workbench.packed import PackedPairs
 from workbench.policy_set import (
     forget_checkpoint,
     keep_checkpoint,
@@ -44,14 +40,16 @@ from workbench.policy_set import (
     read_policy_set,
     write_policy_set,
 )
+from workbench.rollouts import apply_eos_rule, check_reward_varies, prompt_rows
 from workbench.sampling import Decoding, Sample, sample
-from workbench.scoring import last_token_scores, response_logits, response_logprobs
+from workbench.scoring import token_figures
 from workbench.stage_log import StageLog
 from workbench.tokens import load_tokenizer, read_packed_prompts
 
-RATIO_TOLERANCE = (
-    1e-3  # of the first minibatch's ratio around 1: cached and full forward passes differ in the last bits
-)
+# Of the first minibatch's ratio around 1: cached and full forward passes differ in the last bits.
+RATIO_TOLERANCE = 1e-3
+PASS_TOKENS = 128  # about what a forward and backward pass costs besides its tokens; measured, see docs/ppo.md
+STEP_MEANS = ("policy_loss", "value_loss", "clip_fraction", "value_clip_fraction", "ratio", "approx_kl", "entropy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +57,11 @@ class Rollout:
     """B sampled responses with all that the update needs; every (B, R) tensor is 0 or arbitrary outside the mask.
 
     Args:
-        batch: Ids, masks and positions, prompts left-padded.
+        batch: Ids and masks.
         old_logprobs: (B, R) of the policy as it sampled, at the rollout temperature.
         ref_logprobs: (B, R) of the frozen reference at the same temperature.
         old_values: (B, R) of the critic before each token.
-        score: (B,) centered reward model score after the EOS rule.
+        score: (B,) centered reward after the EOS rule, before normalization and clipping.
         finished: (B,) bool, True where a stop id was drawn.
     """
 
@@ -75,32 +73,34 @@ class Rollout:
     finished: Tensor
 
 
+@dataclass
+class State:
+    """What an update changes besides weights and optimizers; numbers, so that a checkpoint holds them as JSON.
+
+    Args:
+        update: Updates done.
+        kl_coef: Adaptive coefficient.
+        scores: Count, mean and sum of squared deviations of all scores so far (Welford), for normalization.
+        grid: How many KLs of `checkpoint_at_kl` have been passed.
+    """
+
+    update: int = 0
+    kl_coef: float = 0.0
+    scores: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    grid: int = 0
+
+
 class Trainer:
-    """Policy, frozen reference and reward model, critic, two optimizers and the adaptive coefficient."""
+    """Policy and critic with their optimizers, what they are judged by, and the state of one run."""
 
     def __init__(self, config: Mapping[str, Any], inputs: Mapping[str, Path], log: StageLog) -> None:
-        # ---- 1. Load: everybody starts from the same SFT; the critic starts from the reward model.
         self.config, self.log = config, log
         placement = Placement(device=log.resources.device, dtype=log.resources.dtype)
-        trust = config["trust_remote_code"]
-        sft, reward = read_policy_set(inputs["sft"]), read_policy_set(inputs["reward_model"])
-        self.tokenizer = load_tokenizer(sft.folder(), trust_remote_code=trust)
+        sft = read_policy_set(inputs["sft"])
+        self.tokenizer = load_tokenizer(sft.folder(), trust_remote_code=config["trust_remote_code"])
         self.pad_id = int(self.tokenizer.pad_token_id)
-        self.policy = load_policy(sft.folder(), placement, trust_remote_code=trust, trainable=True)
-        self.reference = load_policy(sft.folder(), placement, trust_remote_code=trust)
-        self.reward_model = load_reward_model(reward.folder(), placement, trust_remote_code=trust)
-        self.critic = load_reward_model(reward.folder(), placement, trust_remote_code=trust, trainable=True)
-        self.center = float(reward.facts["center"])
-        self.facts: dict[str, Any] = {
-            "sft_tensors": trunk_digest(self.policy),
-            "reference_tensors": trunk_digest(self.reference),
-            "reward_tensors": trunk_digest(self.reward_model),
-            "critic_tensors": trunk_digest(self.critic),
-            "reward_trunk_start": reward.facts["sft_tensors"],
-            "consumed_pairs": reward.facts["consumed_pairs"],
-            "pairs_filter": reward.facts["pairs_filter"],
-            "numerics": numerics(self.policy),
-        }
+        self.models = ActorCritic(config, inputs, placement, seed=log.seed)
+        self.policy = self.models.policy
         self.decoding = Decoding(
             temperature=config["temperature"],
             top_p=1.0,  # PPO's ratio is of the whole distribution
@@ -109,51 +109,60 @@ class Trainer:
         )
         rows = [row for row in read_packed_prompts(inputs["prompts"]) if row["split"] == "train"]
         self.prompts = [row["ids"] for row in rows]
-        self.facts["rollout_prompts"] = prompt_set_digest([row["prompt_id"] for row in rows])
         if not self.prompts:
             raise IntegrityError("no training prompts to roll out on", where=str(inputs["prompts"]))
-        critic_rate = config["critic_learning_rate"] or config["learning_rate"]
-        self.policy_optimizer = self._adam(self.policy, config["learning_rate"])
-        self.critic_optimizer = self._adam(self.critic, critic_rate)
-        self.kl_coef = float(config["kl_coef"])
-        self.update = 0
-
-    def _adam(self, model: Any, rate: float) -> torch.optim.Adam:
-        return torch.optim.Adam(
-            [parameter for parameter in model.parameters() if parameter.requires_grad],
-            lr=rate,
-            eps=self.config["adam_eps"],
+        self.facts = self.models.facts | {
+            "numerics": numerics(self.policy),
+            "rollout_prompts": prompt_set_digest([row["prompt_id"] for row in rows]),
+        }
+        self.demonstrations = demonstrations(inputs["pairs"]) if config["sft_coef"] else []
+        self.policy_optimizer = self._adam(self.models.policy_parameters, config["learning_rate"])
+        self.critic_optimizer = self._adam(
+            self.models.critic_parameters, config["critic_learning_rate"] or config["learning_rate"]
         )
+        self.state = State(kl_coef=float(config["kl_coef"]))
+        if "implicit" in inputs:
+            self.models.center = self._mean_score()
 
-    # ---- 2. Roll out: prompts of the train split, every update seeded by its number, so that resuming needs no state.
+    def _adam(self, parameters: list[torch.nn.Parameter], rate: float) -> torch.optim.Adam:
+        return torch.optim.Adam(parameters, lr=rate, eps=self.config["adam_eps"], fused=True)
+
+    def _mean_score(self) -> float:
+        """Mean raw reward of SFT samples, where no reward model brings its center; the same after a resume."""
+        prompts = [self.prompts[row] for row in prompt_rows(len(self.prompts), 0, 256, self.log.seed + 5)]
+        samples, batch = self._draw(prompts, seed=self.log.seed + 11)
+        self._count(samples, prompts, trained=0)
+        return float(self.models.scores(batch).mean())
+
+    # ---- 1. Roll out: prompts of the train split, every update seeded by its number, so that resuming needs no state.
     def roll_out(self) -> Rollout:
         config, size = self.config, self.config["batch_size"]
-        rows = prompt_rows(len(self.prompts), self.update, size, self.log.seed)
-        prompts = [self.prompts[row] for row in rows]
-        self.policy.eval()
-        samples = sample(
-            self.policy, prompts, self.decoding, pad_id=self.pad_id, batch_size=size,
-            seed=self.log.seed + 7919 * (self.update + 1),
-        )  # fmt: skip
-        batch = make_batch(prompts, [one.ids for one in samples], self.pad_id, self.policy.device)
-        old_logprobs = padded([one.logprobs for one in samples], batch)
+        prompts = [self.prompts[row] for row in prompt_rows(len(self.prompts), self.state.update, size, self.log.seed)]
+        samples, batch = self._draw(prompts, seed=self.log.seed + 7919 * (self.state.update + 1))
+        # The log-probabilities are those of the sampling itself; the first minibatch checks that training agrees.
+        old_logprobs = batch.spread(torch.tensor([p for one in samples for p in one.logprobs], device=batch.device))
         with torch.no_grad():
-            ref_logprobs = response_logprobs(self.reference, batch, config["temperature"])
-            raw = last_token_scores(self.reward_model, batch)  # the truncated text is what is scored
-            old_values = state_values(self.critic, batch) - self.center
-        finished = torch.tensor([one.finish_reason == "stop" for one in samples], device=raw.device)
-        score = apply_eos_rule(raw - self.center, finished, config["eos_rule"], config["eos_penalty"])
-        self._count(samples, prompts)
+            raw = self.models.scores(batch)  # the truncated text is what is scored
+            ref_logprobs = self.models.reference_logprobs(batch, config["temperature"])
+            old_values = self.models.values(batch)
+        finished = torch.tensor([one.finish_reason == "stop" for one in samples], device=batch.device)
+        score = apply_eos_rule(raw, finished, config["eos_rule"], config["eos_penalty"])
+        self._count(samples, prompts, trained=config["epochs"])
         return Rollout(
             batch=batch, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs,
             old_values=old_values, score=score, finished=finished,
         )  # fmt: skip
 
-    # ---- 3. Advantages: k1 in the reward, the terminal score inside the returns, whitened over the tokens that count.
+    def _draw(self, prompts: Sequence[Sequence[int]], seed: int) -> tuple[list[Sample], Batch]:
+        with self.models.acting() as policy:
+            samples = sample(policy, prompts, self.decoding, pad_id=self.pad_id, batch_size=len(prompts), seed=seed)
+        return samples, make_batch(prompts, [one.ids for one in samples], self.pad_id, self.policy.device)
+
+    # ---- 2. Advantages: k1 in the reward, the terminal score inside the returns, whitened over the tokens that count.
     def advantages(self, rollout: Rollout) -> objectives.Advantages:
         config, mask = self.config, rollout.batch.response_mask
         rewards = objectives.shaped_rewards(
-            rollout.score, rollout.old_logprobs, rollout.ref_logprobs, mask, self.kl_coef
+            self.shaped_score(rollout.score), rollout.old_logprobs, rollout.ref_logprobs, mask, self.state.kl_coef
         )
         values = torch.where(mask, rollout.old_values, torch.zeros_like(rollout.old_values))
         found = objectives.gae(rewards, values, mask, config["gamma"], config["lam"])
@@ -161,83 +170,149 @@ class Trainer:
             return found
         return found._replace(advantages=objectives.masked_whiten(found.advantages, mask))
 
-    # ---- 4. Update: several epochs of minibatches over one rollout.
+    def shaped_score(self, score: Tensor) -> Tensor:
+        """(B,) the score as it enters the reward: divided by the deviation of all so far, clipped, where asked."""
+        if self.config["normalize_reward"]:
+            score = score / self.score_scale()
+        clip = self.config["reward_clip"]
+        return score if clip is None else score.clamp(-clip, clip)
+
+    def score_scale(self) -> float:
+        """Standard deviation of all scores so far; 1 before there are two."""
+        count, _, squares = self.state.scores
+        return math.sqrt(squares / (count - 1)) if count > 1 and squares > 0 else 1.0
+
+    # ---- 3. Update: several epochs of minibatches over one rollout.
     def optimize(self, rollout: Rollout, found: objectives.Advantages) -> dict[str, float]:
         config, rows = self.config, len(rollout.score)
         per_minibatch = rows // config["minibatches"]
-        order = np.random.default_rng([self.log.seed, 23, self.update])
+        order = np.random.default_rng([self.log.seed, 23, self.state.update])
+        self._demonstration_order = np.random.default_rng([self.log.seed, 29, self.state.update])
         totals: dict[str, float] = {}
         steps = 0
-        rate = {"learning_rate": self._schedule()}
+        told = {"learning_rate": self._schedule()}
         for epoch in range(config["epochs"]):
-            shuffled = torch.from_numpy(order.permutation(rows)).to(rollout.score.device)
+            shuffled = order.permutation(rows)
             for start in range(0, per_minibatch * config["minibatches"], per_minibatch):
-                index = shuffled[start : start + per_minibatch]
-                first = epoch == 0 and start == 0
-                stats = self.minibatch(rollout, found, index, check_ratio=first)
+                index = shuffled[start : start + per_minibatch].tolist()
+                stats = self.minibatch(rollout, found, index, check_ratio=epoch == 0 and start == 0)
                 steps += 1
                 for name, value in stats.items():
                     totals[name] = totals.get(name, 0.0) + value
                 limit = config["target_approx_kl"]
                 if limit is not None and stats["approx_kl"] > limit:
-                    return {name: value / steps for name, value in totals.items()} | rate | {"stopped_early": 1.0}
-        return {name: value / steps for name, value in totals.items()} | rate
+                    told["stopped_early"] = 1.0
+                    break
+            if "stopped_early" in told:
+                break
+        check_finite(self.policy, f"after update {self.state.update + 1}")
+        check_finite(self.models.head, f"after update {self.state.update + 1}")
+        return {name: value / steps for name, value in totals.items()} | told
 
     def minibatch(
-        self, rollout: Rollout, found: objectives.Advantages, index: Tensor, *, check_ratio: bool
+        self, rollout: Rollout, found: objectives.Advantages, index: Sequence[int], *, check_ratio: bool
     ) -> dict[str, float]:
-        """One step of policy and critic on the rows of `index`."""
-        config = self.config
-        batch = rollout.batch.rows(index)
-        mask, length = batch.response_mask, batch.response_mask.shape[1]
-        old = rollout.old_logprobs[index, :length]
+        """One step of policy and critic on the rows of `index`, in passes of rows of about equal length."""
+        config, rows = self.config, np.asarray(index)
+        warming_up = self.state.update < config["critic_warmup_updates"]
+        tokens = int(rollout.batch.response_sizes[rows].sum())
+        self.policy_optimizer.zero_grad(set_to_none=True)
+        self.critic_optimizer.zero_grad(set_to_none=True)
+        sums = torch.zeros(len(STEP_MEANS), device=rollout.score.device)
+        widest = torch.zeros_like(sums[0])
+        for part in self._passes(rollout.batch.lengths[rows]):
+            seen, off = self._pass(rollout, found, rows[part].tolist(), tokens, train_policy=not warming_up)
+            sums, widest = sums + seen, torch.maximum(widest, off)
+        extra = [self._demonstrate(len(rows))] if config["sft_coef"] and not warming_up else []
+        norms = [
+            torch.zeros_like(widest) if warming_up else self._clip(self.models.policy_parameters),
+            self._clip(self.models.critic_parameters),
+        ]
+        # The one wait for the device in a step.
+        *numbers, off_one = torch.stack([*sums, *norms, *extra, widest]).tolist()
+        stats = dict(zip((*STEP_MEANS, "grad_norm", "critic_grad_norm", "sft_loss"), numbers, strict=False))
+        if check_ratio and off_one > RATIO_TOLERANCE and self.log.resources.dtype == "float32":
+            raise IntegrityError(
+                f"the ratio of the first minibatch is off 1 by {off_one:.2e}; the model has other log-probabilities "
+                "with a cache than without: its positions or masks are wrong for PPO"
+            )
+        for name, value in stats.items():
+            if not math.isfinite(value):
+                raise DivergenceError(f"{name} is {value} at update {self.state.update + 1}")
+        if not warming_up:
+            self.policy_optimizer.step()
+        self.critic_optimizer.step()
+        return stats
 
-        logits = response_logits(self.policy, batch)
-        logprobs = objectives.token_logprobs(logits, batch.response_ids, config["temperature"])
-        policy = objectives.ppo_policy_loss(logprobs, old, found.advantages[index, :length], mask, config["clip"])
+    def _passes(self, lengths: np.ndarray[Any, Any]) -> list[list[int]]:
+        return microbatches(lengths.tolist(), cost_of_pass=PASS_TOKENS, max_tokens=self.config["microbatch_tokens"])
+
+    def _pass(
+        self, rollout: Rollout, found: objectives.Advantages, rows: Sequence[int], tokens: int, *, train_policy: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Forward and backward of some rows; losses and figures are sums over them divided by the step's `tokens`.
+
+        Returns:
+            STEP_MEANS of these rows, and the largest |log ratio|.
+        """
+        config, models = self.config, self.models
+        batch = rollout.batch.rows(rows)
+        mask, length = batch.response_mask, batch.response_mask.shape[1]
+        index = torch.tensor(rows, device=mask.device)
+        old, old_values, advantages, returns = (
+            one[index, :length] for one in (rollout.old_logprobs, rollout.old_values, *found)
+        )
+        with torch.set_grad_enabled(train_policy):
+            figures = models.figures(batch, config["temperature"])
+        logprobs = batch.spread(figures.logprobs)
+        policy = objectives.ppo_policy_loss(logprobs, old, advantages, mask, config["clip"], tokens)
+        if train_policy and not models.shares_trunk:
+            policy.loss.backward()  # type: ignore[no-untyped-call]  # frees the policy's graph before the critic's
+        values = models.values(batch, figures.states if models.shares_trunk else None)
+        value = objectives.ppo_value_loss(values, old_values, returns, mask, config["value_clip"], tokens)
+        loss = config["value_coef"] * value.loss
+        if train_policy and models.shares_trunk:
+            loss = loss + policy.loss
+        loss.backward()
         with torch.no_grad():
             log_ratio = torch.where(mask, logprobs - old, torch.zeros_like(old))
-            entropy = objectives.masked_mean(objectives.token_entropy(logits, config["temperature"]), mask)
-            if check_ratio and log_ratio.abs().max() > RATIO_TOLERANCE and self.log.resources.dtype == "float32":
-                raise IntegrityError(
-                    f"the ratio of the first minibatch is off 1 by {float(log_ratio.abs().max()):.2e}; the model has "
-                    "other log-probabilities with a cache than without: its positions or masks are wrong for PPO"
-                )
-        values = state_values(self.critic, batch) - self.center  # as the score: the returns are centered too
-        value = objectives.ppo_value_loss(
-            values, rollout.old_values[index, :length], found.returns[index, :length], mask, config["value_clip"]
-        )
+            assert figures.entropy is not None
+            means = [
+                policy.loss.detach(),
+                value.loss.detach(),
+                policy.clip_fraction,
+                value.clip_fraction,
+                objectives.masked_mean(log_ratio.exp(), mask, tokens),
+                # KL(rollout policy || policy) on the rollout policy's samples: k3 with the roles the samples have.
+                objectives.masked_mean(objectives.kl_k3(old, logprobs.detach()), mask, tokens),
+                figures.entropy.sum() / tokens,
+            ]
+            return torch.stack(means), log_ratio.abs().max()
 
-        warming_up = self.update < config["critic_warmup_updates"]
-        policy_norm = 0.0 if warming_up else self._step(self.policy, self.policy_optimizer, policy.loss)
-        critic_norm = self._step(self.critic, self.critic_optimizer, config["value_coef"] * value.loss)
-        return {
-            "policy_loss": policy.loss.item(),
-            "value_loss": value.loss.item(),
-            "clip_fraction": float(policy.clip_fraction),
-            "value_clip_fraction": float(value.clip_fraction),
-            "ratio": float(objectives.masked_mean(log_ratio.exp(), mask)),
-            # KL(rollout policy || policy) on the rollout policy's samples: k3 with the roles that the samples have.
-            "approx_kl": float(objectives.masked_mean(objectives.kl_k3(old, logprobs.detach()), mask)),
-            "entropy": float(entropy),
-            "grad_norm": policy_norm,
-            "critic_grad_norm": critic_norm,
-        }
+    def _demonstrate(self, count: int) -> Tensor:
+        """Backward of sft_coef times the mean NLL of chosen responses, beside PPO's loss (PPO-ptx).
 
-    def _step(self, model: Any, optimizer: torch.optim.Adam, loss: Tensor) -> float:
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), self.config["max_grad_norm"]))
-        if not math.isfinite(loss.item()) or not math.isfinite(norm):
-            raise DivergenceError(f"loss {loss.item()} and gradient norm {norm} at update {self.update + 1}")
-        optimizer.step()
-        check_finite(model, f"after update {self.update + 1}")
-        return norm
+        Source: Ouyang et al. 2022, eq. 2 (https://arxiv.org/abs/2203.02155).
+        """
+        picked = self._demonstration_order.integers(len(self.demonstrations), size=count).tolist()
+        prompts, chosen = zip(*(self.demonstrations[row] for row in picked), strict=True)
+        batch = make_batch(prompts, chosen, self.pad_id, self.policy.device)
+        tokens = int(batch.response_sizes.sum())
+        total = torch.zeros((), device=self.policy.device)
+        for part in self._passes(batch.lengths):
+            with self.models.acting() as policy:
+                nll = -token_figures(policy, batch.rows(part)).logprobs.sum() / tokens
+            (self.config["sft_coef"] * nll).backward()
+            total += nll.detach()
+        return total
+
+    def _clip(self, parameters: Sequence[torch.nn.Parameter]) -> Tensor:
+        return torch.nn.utils.clip_grad_norm_(parameters, self.config["max_grad_norm"])
 
     def _schedule(self) -> float:
         """Sets the learning rates of this update, constant or falling to 0 over all updates; returns the policy's."""
         config = self.config
-        share = self.update / config["updates"]
+        share = self.state.update / config["updates"]
         factor = {"constant": 1.0, "linear": 1.0 - share, "cosine": 0.5 * (1.0 + math.cos(math.pi * share))}
         scale = factor[config["schedule"]]
         critic_rate = config["critic_learning_rate"] or config["learning_rate"]
@@ -246,42 +321,60 @@ class Trainer:
                 group["lr"] = rate * scale
         return float(config["learning_rate"] * scale)
 
-    # ---- 5. Measure and guard.
+    # ---- 4. Measure and guard.
+    def note_scores(self, score: Tensor) -> None:
+        """Takes the scores of a rollout into the running mean and deviation (Welford, a batch at a time)."""
+        count, mean, squares = self.state.scores
+        new = score.double()
+        size, shift = len(new), float(new.mean()) - mean
+        squares += float((new - new.mean()).square().sum()) + shift**2 * count * size / (count + size)
+        self.state.scores = [count + size, mean + shift * size / (count + size), squares]
+
     def report(self, rollout: Rollout, found: objectives.Advantages) -> dict[str, float]:
         """Diagnostics of the rollout, at the rollout temperature; scoring.py measures the KL that is reported."""
         mask = rollout.batch.response_mask
-        k1 = objectives.kl_k1(rollout.old_logprobs, rollout.ref_logprobs)
-        k3 = objectives.kl_k3(rollout.old_logprobs, rollout.ref_logprobs)
-        zero = torch.zeros_like(k1)
-        per_sequence = torch.where(mask, k1, zero).sum(1)
+        zero = torch.zeros_like(rollout.old_logprobs)
+        k1 = torch.where(mask, objectives.kl_k1(rollout.old_logprobs, rollout.ref_logprobs), zero).sum(1)
+        k3 = torch.where(mask, objectives.kl_k3(rollout.old_logprobs, rollout.ref_logprobs), zero).sum(1)
         explained = objectives.explained_variance(rollout.old_values, found.returns, mask)
         values = {
             "score": float(rollout.score.mean()),
             "score_sd": float(rollout.score.std()),
-            "seq_kl": float(per_sequence.mean()),
-            "seq_kl_k3": float(torch.where(mask, k3, zero).sum(1).mean()),
-            "seq_kl_se": float(per_sequence.std() / math.sqrt(len(per_sequence))),
-            "kl_coef": self.kl_coef,
+            "seq_kl": float(k1.mean()),
+            "seq_kl_k3": float(k3.mean()),
+            "seq_kl_se": float(k1.std() / math.sqrt(len(k1))),
+            "kl_coef": self.state.kl_coef,
             "response_tokens": float(mask.sum(1).float().mean()),
             "eos_rate": float(rollout.finished.float().mean()),
-            "episodes": float(self.config["batch_size"] * (self.update + 1)),
+            "episodes": float(self.config["batch_size"] * (self.state.update + 1)),
         }
+        if self.config["normalize_reward"]:
+            values["score_scale"] = self.score_scale()
+        if self.config["reward_clip"] is not None:
+            shaped = self.shaped_score(rollout.score)
+            values["reward_clip_fraction"] = float((shaped.abs() >= self.config["reward_clip"]).float().mean())
         return values if explained is None else values | {"explained_variance": explained}
 
     def guard(self, values: Mapping[str, float]) -> None:
         """Stops what has left the finite or the useful range.
 
         Raises:
-            DivergenceError: A number is not finite, or KL passed its ceiling.
+            DivergenceError: A number is not finite, KL passed its ceiling, or entropy fell below its floor.
         """
+        at = f"at update {self.state.update + 1}"
         for name, value in values.items():
             if not math.isfinite(value):
-                raise DivergenceError(f"{name} is {value} at update {self.update + 1}")
-        ceiling = self.config["max_seq_kl"]
+                raise DivergenceError(f"{name} is {value} {at}")
+        ceiling, floor = self.config["max_seq_kl"], self.config["min_entropy"]
         if ceiling is not None and values["seq_kl"] > ceiling:
             raise DivergenceError(
                 f"KL to the reference is {values['seq_kl']:.1f} nats a sequence (k1), over the ceiling max_seq_kl = "
-                f"{ceiling}, at update {self.update + 1}; raise kl_coef or lower learning_rate"
+                f"{ceiling}, {at}; raise kl_coef or lower learning_rate"
+            )
+        if floor is not None and values.get("entropy", math.inf) < floor:
+            raise DivergenceError(
+                f"the policy's entropy is {values['entropy']:.3f} nats a token, under the floor min_entropy = {floor}, "
+                f"{at}: it says nearly one thing; raise kl_coef or lower learning_rate"
             )
 
     def check_kl_sign(self, values: Mapping[str, float]) -> None:
@@ -293,59 +386,68 @@ class Trainer:
         if values["seq_kl"] < -4.0 * values["seq_kl_se"] and values["seq_kl"] < -1e-3:
             raise DivergenceError(
                 f"KL to the reference is {values['seq_kl']:.3f}, more than 4 standard errors below 0, at update "
-                f"{self.update + 1}: samples and log-probabilities do not belong to the same policy"
+                f"{self.state.update + 1}: samples and log-probabilities do not belong to the same policy"
             )
 
     def adapt(self, seq_kl: float) -> None:
         """Moves the KL coefficient towards its target where that is asked for."""
         control = self.config["adaptive_kl"]
-        if control is not None and self.update >= self.config["critic_warmup_updates"]:
-            self.kl_coef = objectives.adapted_kl_coef(
-                self.kl_coef, seq_kl, target=control["target"], horizon=control["horizon"], clip=control["clip"],
-                episodes=self.config["batch_size"],
+        if control is not None and self.state.update >= self.config["critic_warmup_updates"]:
+            self.state.kl_coef = objectives.adapted_kl_coef(
+                self.state.kl_coef, seq_kl, target=control["target"], horizon=control["horizon"],
+                clip=control["clip"], episodes=self.config["batch_size"],
             )  # fmt: skip
 
-    def _count(self, samples: Sequence[Sample], prompts: Sequence[Sequence[int]]) -> None:
+    def passed_on_grid(self, seq_kl: float) -> bool:
+        """Whether the policy that was rolled out is the first beyond a KL of `checkpoint_at_kl`."""
+        grid = self.config["checkpoint_at_kl"]
+        passed = sum(seq_kl >= one for one in grid)
+        before, self.state.grid = self.state.grid, max(self.state.grid, passed)
+        return passed > before and self.state.update > 0
+
+    def _count(self, samples: Sequence[Sample], prompts: Sequence[Sequence[int]], *, trained: int) -> None:
         generated = sum(len(one.ids) for one in samples)
         tokens = generated + sum(len(prompt) for prompt in prompts)
-        parameters = parameter_count(self.policy)
-        trained = tokens * self.config["epochs"]
         self.log.cost(
             tokens_generated=generated,
-            tokens_trained=trained,
+            tokens_trained=tokens * trained,
             reward_queries=len(samples),
-            # 2 a parameter and token forward (sample, reference, reward model, critic), 6 to train (policy, critic)
-            flops=2.0 * parameters * (tokens * 4) + 6.0 * parameters * trained * 2,
+            flops=tokens * (self.models.operations_to_roll_out + trained * self.models.operations_to_train),
         )
 
-    # ---- 6. Checkpoint and resume: weights, optimizers, coefficient. Rollouts are seeded by the update's number.
+    # ---- 5. Checkpoint and resume: weights, optimizers, state. Rollouts are seeded by the update's number.
     def save(self, folder: Path) -> None:
-        from safetensors.torch import save_model as save_weights
+        from safetensors.torch import save_file
 
-        save_weights(self.policy, str(folder / "policy.safetensors"))
-        save_weights(self.critic, str(folder / "critic.safetensors"))
+        save_file(
+            {at: one.cpu().contiguous() for at, one in self.models.state().items()}, folder / "trained.safetensors"
+        )
         optimizers = {"policy": self.policy_optimizer.state_dict(), "critic": self.critic_optimizer.state_dict()}
         torch.save(optimizers, folder / "optimizers.pt")
-        (folder / "state.json").write_text(json.dumps({"update": self.update, "kl_coef": self.kl_coef}))
+        (folder / "state.json").write_text(json.dumps(asdict(self.state)))
 
     def load(self, folder: Path) -> None:
-        from safetensors.torch import load_model as load_weights
+        from safetensors.torch import load_file
 
-        load_weights(self.policy, folder / "policy.safetensors", strict=True)
-        load_weights(self.critic, folder / "critic.safetensors", strict=True)
+        self.models.load_state(load_file(folder / "trained.safetensors"), folder)
         optimizers = torch.load(folder / "optimizers.pt", weights_only=True)
         self.policy_optimizer.load_state_dict(optimizers["policy"])
         self.critic_optimizer.load_state_dict(optimizers["critic"])
-        state = json.loads((folder / "state.json").read_text())
-        self.update, self.kl_coef = int(state["update"]), float(state["kl_coef"])
+        self.state = State(**json.loads((folder / "state.json").read_text()))
+
+    def save_policy(self, folder: Path) -> None:
+        """The policy as a plain model folder, an adapter merged."""
+        save_merged(self.policy, self.tokenizer, folder, POLICY if self.models.lora is not None else None)
 
 
 def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLog) -> None:
     """Trains the policy and writes its checkpoints.
 
     Args:
-        config: An `arms.*` block of kind ppo, with `max_response_tokens`, `stop_ids` and `trust_remote_code`.
-        inputs: `sft` and `reward_model` (policy sets), `prompts` (packed).
+        config: An `arms.*` block of kind ppo, with `max_response_tokens`, `stop_ids` and `trust_remote_code`; with
+            `lora` where adapters on one base are trained, and `implicit_beta` where a DPO policy is the reward.
+        inputs: `sft` and `reward_model` (policy sets), `prompts` (packed); `implicit` and `selected_implicit` instead
+            of `reward_model`; `pairs` (packed) where `sft_coef` is above 0.
         out: Receives the policy set.
         log: Seed, resources, metrics, cost.
 
@@ -353,104 +455,64 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     that the arm stays in the table.
     """
     trainer = Trainer(config, inputs, log)
-    kept = log.work / "policies"
+    state, kept = trainer.state, log.work / "policies"
     resumed = latest_checkpoint(log.work)
     if resumed is not None:
         trainer.load(resumed[1])
-    log.rewind(trainer.update if resumed is not None else -1)
+        state = trainer.state
+    log.rewind(state.update if resumed is not None else -1)
 
     diverged: dict[str, Any] | None = None
-    while trainer.update < config["updates"]:
+    while state.update < config["updates"]:
         measured = False
         try:
             rollout = trainer.roll_out()
-            if trainer.update == 0:
+            if state.update == 0:
                 check_reward_varies(rollout.score)
+            trainer.note_scores(rollout.score)
             found = trainer.advantages(rollout)
             seen = trainer.report(rollout, found)
             trainer.guard(seen)
             measured = True
+            if trainer.passed_on_grid(seen["seq_kl"]):
+                keep_checkpoint(kept, state.update, trainer.save_policy)
             values = seen | trainer.optimize(rollout, found)
             trainer.guard(values)
             trainer.check_kl_sign(values)  # after the ratio check, which knows better what is wrong
         except DivergenceError as error:
             if not measured:  # the policy that was just rolled out is the bad one: it is no last good checkpoint
-                forget_checkpoint(kept, trainer.update)
-            diverged = {"reason": error.message, "step": trainer.update + 1}
-            log.say(f"{log.instance}: {error.message}; the last good checkpoint is kept")
+                forget_checkpoint(kept, state.update)
+            last = max((step for step, _ in kept_checkpoints(kept)), default=0)
+            diverged = {"reason": error.message, "step": state.update + 1}
+            good = f"update {last}" if last else "the SFT"
+            log.say(f"{log.instance}: {error.message}; the last good checkpoint is kept: {good}")
             break
         trainer.adapt(values["seq_kl"])
-        trainer.update += 1
-        log.metrics(trainer.update, values)
-        log.progress(trainer.update, config["updates"], f"score {values['score']:+.2f}, KL {values['seq_kl']:.1f}")
-        last = trainer.update == config["updates"]
-        due = trainer.update % config["checkpoint_every_updates"] == 0
-        if due or last:
-            keep_checkpoint(kept, trainer.update, lambda folder: save_model(trainer.policy, trainer.tokenizer, folder))
-        stop = log.stop_requested() and not last
-        if (due or stop) and not last:
-            save_checkpoint(log.work, trainer.update, trainer.save)
+        state.update += 1
+        log.metrics(state.update, values)
+        log.progress(state.update, config["updates"], f"score {values['score']:+.2f}, KL {values['seq_kl']:.1f}")
+        last_one = state.update == config["updates"]
+        due = state.update % config["checkpoint_every_updates"] == 0
+        if due or last_one:
+            keep_checkpoint(kept, state.update, trainer.save_policy)
+        stop = log.stop_requested() and not last_one
+        if (due or stop) and not last_one:
+            save_checkpoint(log.work, state.update, trainer.save)
         if stop:
             raise StageInterrupted
 
     if not kept_checkpoints(kept):  # diverged before the first one: the last good policy is the SFT
-        keep_checkpoint(kept, 0, lambda folder: save_model(trainer.reference, trainer.tokenizer, folder))
+        sft = read_policy_set(inputs["sft"]).folder()
+        untouched = load_policy(
+            sft, Placement(dtype=log.resources.dtype), trust_remote_code=config["trust_remote_code"]
+        )
+        keep_checkpoint(kept, 0, lambda folder: save_model(untouched, trainer.tokenizer, folder))
     listed = publish_checkpoints(kept, out, Placement(dtype=log.resources.dtype), config["trust_remote_code"])
     write_policy_set(out, listed, facts=trainer.facts, diverged=diverged)
 
 
-# ------------------------------------------------------------------------------------------------ pieces, pure
-
-
-def prompt_rows(available: int, update: int, size: int, seed: int) -> list[int]:
-    """Rows of update `update`: consecutive slices of an endless sequence of seeded permutations."""
-    rows: list[int] = []
-    position = update * size
-    while len(rows) < size:
-        epoch, offset = divmod(position, available)
-        shuffled = np.random.default_rng([seed, 17, epoch]).permutation(available)
-        taken = shuffled[offset : offset + size - len(rows)].tolist()
-        rows.extend(taken)
-        position += len(taken)
-    return rows
-
-
-def padded(rows: Sequence[Sequence[float]], batch: Batch) -> Tensor:
-    """(B, R) float32 from ragged rows, 0 outside the mask."""
-    table = torch.zeros(batch.response_mask.shape)
-    for index, row in enumerate(rows):
-        table[index, : len(row)] = torch.tensor(list(row))
-    return table.to(batch.input_ids.device)
-
-
-def state_values(critic: Any, batch: Batch) -> Tensor:
-    """(B, R) float32: the critic's value of the state before each response token, read one position earlier."""
-    scores = token_scores(critic, batch.input_ids, batch.attention_mask, batch.position_ids)
-    return scores[:, batch.prompt_length - 1 : -1]
-
-
-def apply_eos_rule(score: Tensor, finished: Tensor, rule: str, penalty: float) -> Tensor:
-    """(B,) scores after the documented rule for responses without a stop id.
-
-    none: the score stands (for tasks that cut responses short); replace: the score becomes -penalty; subtract: the
-    penalty is taken off.
-    """
-    if rule == "replace":
-        return torch.where(finished, score, torch.full_like(score, -penalty))
-    if rule == "subtract":
-        return torch.where(finished, score, score - penalty)
-    return score
-
-
-def check_reward_varies(score: Tensor) -> None:
-    """Refuses a reward model that says the same of everything.
-
-    Raises:
-        DivergenceError: Its standard deviation over the first rollout is about 0.
-    """
-    spread = float(score.std())
-    if not spread > 1e-6:
-        raise DivergenceError(
-            f"the reward model gives all responses of the first rollout one score (standard deviation {spread:.1e}); "
-            "PPO would learn noise: look at the reward model's accuracy, its learning rate and its data"
-        )
+def demonstrations(pairs: Path) -> list[tuple[list[int], list[int]]]:
+    """Prompt and chosen response of every training pair, as ids."""
+    packed = PackedPairs(pairs)
+    rows = [packed.as_lists(index) for index in packed.split_rows("train")]
+    return [(row["prompt_ids"], row["chosen_ids"]) for row in rows]

@@ -60,13 +60,58 @@ def dpo_loss(
     return -F.logsigmoid(margin).mean()
 
 
+def nll_loss(logprobs: Tensor, response_mask: Tensor) -> Tensor:
+    """Mean negative log-likelihood of the tokens that count, over the whole batch: long responses weigh more.
+
+    Args:
+        logprobs, response_mask: (B, R) log-probability of each response token, and which of them count.
+
+    Returns:
+        Scalar, nats per token.
+    """
+    return -masked_mean(logprobs, response_mask)
+
+
+def dpo_nll_loss(
+    chosen_logprobs: Tensor,
+    chosen_mask: Tensor,
+    rejected_logprob: Tensor,
+    ref_chosen: Tensor,
+    ref_rejected: Tensor,
+    beta: float,
+    nll_coef: float,
+) -> Tensor:
+    """DPO with a likelihood term that keeps the chosen responses from losing probability together with the rejected.
+
+    The term is the mean over the batch's chosen tokens, as in TRL's `sft` loss; the paper's is the mean over pairs of
+    each response's mean, so a long response weighs more here than there.
+
+    Args:
+        chosen_logprobs, chosen_mask: (B, R) of the preferred responses, per token.
+        rejected_logprob, ref_chosen, ref_rejected: (B,) sums, as in `dpo_loss`.
+        beta: Strength of the KL penalty, > 0.
+        nll_coef: Weight of the term, in units of the DPO loss per nat a token; the paper's alpha, 1 there.
+
+    Returns:
+        Scalar, nats.
+
+    Source: Pang et al. 2024, "Iterative Reasoning Preference Optimization", eq. 1 (https://arxiv.org/abs/2404.19733).
+    """
+    chosen = torch.where(chosen_mask, chosen_logprobs, chosen_logprobs.new_zeros(())).sum(1)
+    loss = dpo_loss(chosen, rejected_logprob, ref_chosen, ref_rejected, beta)
+    return loss + nll_coef * nll_loss(chosen_logprobs, chosen_mask)
+
+
 # ---------------------------------------------------------------------------------------------- masked statistics
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the entries where `mask` is True; 0 where none is. Padding never reaches it, NaN in padding neither."""
+def masked_mean(values: Tensor, mask: Tensor, count: int | None = None) -> Tensor:
+    """Mean over the entries where `mask` is True; 0 where none is. Padding never reaches it, NaN in padding neither.
+
+    `count` divides instead of the mask's own number: means of the parts of a step then add up to the step's mean.
+    """
     kept = torch.where(mask, values, values.new_zeros(()))
-    return kept.sum() / mask.sum().clamp(min=1)
+    return kept.sum() / (mask.sum().clamp(min=1) if count is None else count)
 
 
 def masked_whiten(values: Tensor, mask: Tensor, *, eps: float = 1e-8) -> Tensor:
@@ -192,9 +237,14 @@ class ClippedLoss(NamedTuple):
 
 
 def ppo_policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, response_mask: Tensor, clip: float
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    clip: float,
+    tokens: int | None = None,
 ) -> ClippedLoss:
-    """Clipped surrogate, averaged over the tokens that count. All tensors (B, R).
+    """Clipped surrogate, averaged over the tokens that count. All tensors (B, R); `tokens` as `masked_mean`'s count.
 
     Source: Schulman et al. 2017, eq. 7 (https://arxiv.org/abs/1707.06347).
     """
@@ -203,12 +253,17 @@ def ppo_policy_loss(
     ratio = log_ratio.exp()
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1.0 - clip, 1.0 + clip)
-    loss = masked_mean(torch.maximum(unclipped, clipped), response_mask)
-    return ClippedLoss(loss, masked_mean((clipped > unclipped).float(), response_mask))
+    loss = masked_mean(torch.maximum(unclipped, clipped), response_mask, tokens)
+    return ClippedLoss(loss, masked_mean((clipped > unclipped).float(), response_mask, tokens))
 
 
 def ppo_value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, response_mask: Tensor, clip: float
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    response_mask: Tensor,
+    clip: float,
+    tokens: int | None = None,
 ) -> ClippedLoss:
     """Half the clipped squared error of the critic, averaged over the tokens that count. All tensors (B, R).
 
@@ -222,8 +277,8 @@ def ppo_value_loss(
     clipped_values = torch.clamp(values, old_values - clip, old_values + clip)
     plain = (values - returns).square()
     clipped = (clipped_values - returns).square()
-    loss = 0.5 * masked_mean(torch.maximum(plain, clipped), response_mask)
-    return ClippedLoss(loss, masked_mean((clipped > plain).float(), response_mask))
+    loss = 0.5 * masked_mean(torch.maximum(plain, clipped), response_mask, tokens)
+    return ClippedLoss(loss, masked_mean((clipped > plain).float(), response_mask, tokens))
 
 
 def explained_variance(values: Tensor, returns: Tensor, response_mask: Tensor) -> float | None:

@@ -6,41 +6,75 @@ KL is measured here and nowhere else: on a policy's own samples, at temperature 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from workbench.batching import Batch, by_length, make_batch
-from workbench.models import token_scores
-from workbench.objectives import token_logprobs
+from workbench.head_logprobs import head_logprobs, plain_head
+from workbench.objectives import token_entropy, token_logprobs
 
 KL_ESTIMATOR = "k1 of the full sequence on own samples, temperature 1, top-p 1, nats"
 
 
+class TokenFigures(NamedTuple):
+    """Of N response tokens that count, row below row: log-probabilities and entropies (N,), states before (N, H)."""
+
+    logprobs: Tensor
+    entropy: Tensor | None
+    states: Tensor
+
+
+def response_states(trunk: Any, batch: Batch) -> Tensor:
+    """(N, H): the trunk's last hidden state before each response token that counts, row below row."""
+    hidden = trunk(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    states: Tensor = hidden.flatten(0, 1)[batch.before]
+    return states
+
+
+def token_figures(
+    model: Any, batch: Batch, temperature: float = 1.0, *, trunk: Any = None, with_entropy: bool = False
+) -> TokenFigures:
+    """Log-probabilities of the response tokens, in nats, and what else one pass gives.
+
+    Args:
+        model: A causal language model.
+        batch: Of B rows with N response tokens that count.
+        temperature: Divides the logits.
+        trunk: What to run instead of `model.base_model`: the same, compiled.
+        with_entropy: Also entropies, nats, without a gradient.
+    """
+    head = plain_head(model)
+    if head is not None:
+        states = response_states(trunk or model.base_model, batch)
+        return TokenFigures(*head_logprobs(states, head, batch.tokens, temperature, with_entropy=with_entropy), states)
+    states, logits = _states_and_logits(model, batch)
+    entropy = token_entropy(logits.detach(), temperature) if with_entropy else None
+    return TokenFigures(token_logprobs(logits, batch.tokens, temperature), entropy, states)
+
+
+def _states_and_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """(N, H) and (N, V) of a model that does more to its logits than its output embedding."""
+    seen: list[Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    try:
+        logits = model(input_ids=batch.input_ids, use_cache=False).logits
+    finally:
+        hook.remove()
+    return seen[0].flatten(0, 1)[batch.before], logits.flatten(0, 1)[batch.before]
+
+
 def response_logprobs(model: Any, batch: Batch, temperature: float = 1.0) -> Tensor:
-    """(B, R) float32 log-probability of each response token; positions outside the mask hold arbitrary numbers."""
-    return token_logprobs(response_logits(model, batch), batch.response_ids, temperature)
-
-
-def response_logits(model: Any, batch: Batch) -> Tensor:
-    """(B, R, V): the logits that predict each response token. Logits of the prompt are never made."""
-    length = batch.response_mask.shape[1]
-    logits: Tensor = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
-        logits_to_keep=length + 1,
-    ).logits
-    return logits[:, :-1]
+    """(B, R) float32 log-probability of each response token, nats; 0 outside the mask."""
+    return batch.spread(token_figures(model, batch, temperature).logprobs)
 
 
 def last_token_scores(reward_model: Any, batch: Batch) -> Tensor:
     """(B,) float32: the head's output at the last real token, the same whatever the padding."""
-    scores = token_scores(reward_model, batch.input_ids, batch.attention_mask, batch.position_ids)
-    last = batch.prompt_length + batch.response_mask.sum(1) - 1
-    return scores.gather(1, last.unsqueeze(1)).squeeze(1)
+    hidden = reward_model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    scores: Tensor = reward_model.score(hidden.flatten(0, 1)[batch.last]).squeeze(-1).float()
+    return scores
 
 
 @torch.no_grad()
