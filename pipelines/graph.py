@@ -1,9 +1,9 @@
 """The stage graph of a comparison: the page to read first.
 
     prompts -> base model -> sft -> [rollouts -> labels] -> pairs -> packed pairs -> reference log-probabilities -> dpo
-                                                                                  -> reward model -> ppo
+                                                                                  -> reward model -> ppo, rloo, grpo
     sft -> candidates -> pool scores -> best-of-n
-    each policy -> select -> generations -> scores, judgments -> measure;   ppo, dpo -> trajectory -> measure
+    each policy -> select -> generations -> scores, judgments -> measure;   each trained policy -> trajectory -> measure
 
 Each stage is named by import string and gets JSON, so that any executor can run it. Nothing here computes: this module
 imports no torch, and a plan on a cached store costs milliseconds.
@@ -28,7 +28,7 @@ from pipelines.graph_evaluation import candidate_pool, follow, generations, scor
 from pipelines.graph_judges import judgments
 from pipelines.graph_rewards import checkpoint_rewards, held_out_margins, temperature_shift
 from pipelines.sources import Origin
-from workbench.config import DPO, PPO, BestOfN, Comparison
+from workbench.config import DPO, GRPO, PPO, RLOO, BestOfN, Comparison
 from workbench.stages import External
 
 __all__ = ["Graph", "build_graph"]
@@ -51,6 +51,8 @@ def build_graph(comparison: Comparison, origin: Origin) -> Graph:
                 _dpo(graph, shared, label, arm, run)
             elif isinstance(arm, PPO):
                 _ppo(graph, shared, label, arm, rewards[arm.reward], run)
+            elif isinstance(arm, RLOO | GRPO):
+                _sister(graph, shared, label, arm, rewards[arm.reward], run)
         _evaluate(graph, shared, rewards, run)
     _measure(graph, base)
     return graph
@@ -124,6 +126,16 @@ def _ppo(graph: Graph, shared: dict[str, str], label: str, arm: PPO, reward: str
         "ppo", (label, f"seed={run}"), "pipelines.ppo:run", config,
         {"sft": shared["sft"], "reward_model": reward, "prompts": shared["prompts"]},
         seed=derive(run, "ppo"), packages=MODEL_PACKAGES,
+    )  # fmt: skip
+    graph.arms[label, run] = {"policy": policy}
+
+
+def _sister(graph: Graph, shared: dict[str, str], label: str, arm: RLOO | GRPO, reward: str, run: int) -> None:
+    config = arm.model_dump(mode="json", exclude={"kind", "reward"}) | limits(graph)
+    policy = graph.add(
+        arm.kind, (label, f"seed={run}"), f"pipelines.{arm.kind}:run", config,
+        {"sft": shared["sft"], "reward_model": reward, "prompts": shared["prompts"]},
+        seed=derive(run, arm.kind), packages=TRAINING_PACKAGES,
     )  # fmt: skip
     graph.arms[label, run] = {"policy": policy}
 

@@ -3,6 +3,7 @@
 config_base.py        strict models, shared field types
 config_sections.py    model, data, gold, evaluation, selection, resources, tracking
 config_arms.py        sft, reward models, ppo, dpo, best_of_n
+config_arms_online.py rloo, grpo
 config_judges.py      judges beside gold and proxy
 config_decision.py    margin and serving budget of the decision
 config_comparison.py  the whole, with the checks across sections
@@ -14,7 +15,7 @@ config_text.py        JSON schema and commented starter
 
 from __future__ import annotations
 
-from workbench.config_arms import ARM_KINDS, DPO, PPO, SFT, AdaptiveKL, Arm, BestOfN, RewardModel
+from workbench.config_arms import ARM_KINDS, DPO, GRPO, PPO, RLOO, SFT, AdaptiveKL, Arm, BestOfN, RewardModel
 from workbench.config_comparison import Comparison
 from workbench.config_decision import AnswerCost, Decision
 from workbench.config_judges import HumanJudge, LLMJudge, RewardModelJudge
@@ -40,7 +41,9 @@ from workbench.config_text import json_schema, starter_yaml
 __all__ = [
     "ARM_KINDS",
     "DPO",
+    "GRPO",
     "PPO",
+    "RLOO",
     "SFT",
     "AdaptiveKL",
     "Annotator",

@@ -1,4 +1,4 @@
-"""What trains or selects: SFT, reward models and the three kinds of arms.
+"""What trains or selects: SFT, reward models and the kinds of arms (rloo and grpo: config_arms_online.py).
 
 Defaults suit the embedded world's 0.1M-parameter model. Learning rates for pretrained models of 100M parameters and
 more are a hundred to a thousand times smaller; `workbench init` writes a starter with such values beside the defaults.
@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from workbench.config_arms_online import GRPO, RLOO
 from workbench.config_base import Count, Fraction, Label, Problem, Rate, Schedule, Section, refuse
 
 _EXPLAIN_SCHEDULE = "Course of the learning rate after the warm-up."
@@ -189,8 +190,8 @@ class BestOfN(Section):
         return self
 
 
-Arm = Annotated[PPO | DPO | BestOfN, Field(discriminator="kind")]
-ARM_KINDS: dict[str, type[Section]] = {"ppo": PPO, "dpo": DPO, "best_of_n": BestOfN}
+Arm = Annotated[PPO | RLOO | GRPO | DPO | BestOfN, Field(discriminator="kind")]
+ARM_KINDS: dict[str, type[Section]] = {"ppo": PPO, "rloo": RLOO, "grpo": GRPO, "dpo": DPO, "best_of_n": BestOfN}
 
 
 def _without_nulls(raw: Any, names: tuple[str, ...]) -> Any:

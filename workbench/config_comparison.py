@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from workbench.config_arms import ARM_KINDS, DPO, PPO, SFT, Arm, BestOfN, RewardModel
+from workbench.config_arms import ARM_KINDS, DPO, GRPO, PPO, RLOO, SFT, Arm, BestOfN, RewardModel
 from workbench.config_base import RESERVED_LABELS, SLUG, Label, Problem, Section, refuse
 from workbench.config_decision import Decision
 from workbench.config_judges import CONNECTION, RESERVED_JUDGES, Judge
@@ -156,10 +156,10 @@ class Comparison(Section):
             if label in self.reward_models:
                 message = f"'{label}' is a reward model's name as well; rename one, so that `reward` is unambiguous"
                 found.append((("arms", label), message))
-            if isinstance(arm, PPO) and arm.reward not in self.reward_models:
+            if isinstance(arm, PPO | RLOO | GRPO) and arm.reward not in self.reward_models:
                 message = f"got '{arm.reward}', expected a reward model ({models})"
                 if arm.reward in self.arms:
-                    message += ": an arm's implicit reward cannot be trained on with ppo"
+                    message += f": an arm's implicit reward cannot be trained on with {arm.kind}"
                 found.append((("arms", label, "reward"), message))
             if isinstance(arm, BestOfN) and arm.reward not in self.reward_models and arm.reward not in dpo_arms:
                 usable = f"expected a reward model ({models}) or a dpo arm ({', '.join(dpo_arms) or 'there is none'})"

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from workbench.data.records_io import read_jsonl
+from workbench.match import ONLINE
 from workbench.data.simulate import count_words
 from workbench.metrics.best_of_n import best_of_n_value
 from workbench.metrics.estimates import Array, cluster_mean, interval_of_mean, mean_by_cluster, means_within
@@ -218,7 +219,7 @@ class Artifacts:
             seed=run,
             samples=samples,
             kl=self.responses(label, run, "kl") if self.has(label, run, "kl") else samples,
-            own=f"proxy/{arm['reward']}" if arm["kind"] == "ppo" else None,
+            own=f"proxy/{arm['reward']}" if arm["kind"] in ONLINE else None,
             implicit_beta=arm["beta"] if arm["kind"] == "dpo" else None,
             diverged=f"{diverged['reason']} (step {diverged['step']})" if diverged else None,
             selected=selected | {"step": step},

@@ -21,7 +21,10 @@ from workbench.digests import prompt_set_digest
 from workbench.results import Check, Match
 from workbench.types import Cost, KLKind
 
-Kind = Literal["sft", "ppo", "dpo", "best_of_n"]
+Kind = Literal["sft", "ppo", "rloo", "grpo", "dpo", "best_of_n"]
+ONLINE: tuple[Kind, ...] = ("ppo", "rloo", "grpo")  # trained on rollouts that an explicit reward model scores
+TRAINED: tuple[Kind, ...] = (*ONLINE, "dpo")
+ARMS: tuple[Kind, ...] = (*TRAINED, "best_of_n")
 Ok = bool | Literal["not_applicable"]
 
 
@@ -111,9 +114,9 @@ class Side:
         reference_tensors: Tensors that training's KL and implicit reward are relative to.
         evaluated_reference_tensors: The same of the evaluation's KL.
         selected_tensors, evaluated_tensors: The chosen checkpoint as training saved it and as evaluation loaded it.
-        reward: What PPO optimized or best-of-n selected by.
+        reward: What PPO, RLOO or GRPO optimized or best-of-n selected by.
         critic_sft_tensors: Tensors at the root of PPO's critic's trunk.
-        rollout_prompts: Prompts that PPO rolled out on (`prompt_set_digest`).
+        rollout_prompts: Prompts that PPO, RLOO or GRPO rolled out on (`prompt_set_digest`).
         pair_rows: Preference pairs behind the signal, as token ids whatever their order: DPO's own, else those of
             its reward.
         filter: The filter's report (which rows were dropped, and why).
@@ -183,22 +186,22 @@ def certificate(
     start = _common_start(sides)
     found: list[tuple[str, tuple[Ok, str]]] = [
         ("one_sft", _same(sides, "sft tensors", lambda s: s.sft_tensors)),
-        ("same_reference", _lineage(_of(sides, "ppo", "dpo", "best_of_n"), start, _one_reference)),
-        ("evaluated_policy", _evaluated_policy(_of(sides, "ppo", "dpo"))),
+        ("same_reference", _lineage(_of(sides, *ARMS), start, _one_reference)),
+        ("evaluated_policy", _evaluated_policy(_of(sides, *TRAINED))),
         (
             "reward_lineage",
-            _lineage(_of(sides, "ppo", "best_of_n"), start, _reward_start),
+            _lineage(_of(sides, *ONLINE, "best_of_n"), start, _reward_start),
         ),
         ("critic_lineage", _lineage(_of(sides, "ppo"), start, lambda s: s.critic_sft_tensors)),
-        ("same_pairs", _same_pairs(_of(sides, "ppo", "dpo", "best_of_n"), train_pairs)),
+        ("same_pairs", _same_pairs(_of(sides, *ARMS), train_pairs)),
         ("disjoint_splits", _disjoint_splits(sides, split_prompts)),
         ("same_eval_prompts", _same(sides, "prompts in order", lambda s: _keyed(s.eval_prompts), evaluated=True)),
         ("same_decoding", _same(sides, "decoding", lambda s: _shown(s.decoding), evaluated=True)),
         ("same_tokenizer", _same(sides, "tokenization", lambda s: _shown(s.tokenization))),
         ("same_numerics", _same(sides, "numerics", lambda s: _shown(s.numerics))),
-        ("same_selection", _same_selection(_of(sides, "ppo", "dpo"), judges)),
-        ("same_kl", _same_kl(_of(sides, "ppo", "dpo", "best_of_n"))),
-        ("same_tuning_budget", _same_tuning(_of(sides, "ppo", "dpo", "best_of_n"))),
+        ("same_selection", _same_selection(_of(sides, *TRAINED), judges)),
+        ("same_kl", _same_kl(_of(sides, *ARMS))),
+        ("same_tuning_budget", _same_tuning(_of(sides, *ARMS))),
         ("cost_recorded", _cost_recorded(sides)),
     ]
     checks = [Check(name=name, ok=ok, detail=detail) for name, (ok, detail) in found]
@@ -327,7 +330,7 @@ def _disjoint_splits(sides: Sequence[Side], split_prompts: Mapping[str, Collecti
     if missing or set(groups) != {expected}:
         return False, f"expected {_short(expected or '')}: {_told(groups, missing)}"
     train = prompt_set_digest(sets.get("train", ()))
-    rolled, unknown = _grouped(_of(sides, "ppo"), lambda s: s.rollout_prompts)
+    rolled, unknown = _grouped(_of(sides, *ONLINE), lambda s: s.rollout_prompts)
     if unknown or set(rolled) - {train}:
         return False, f"rollouts: expected the train split {_short(train)}: {_told(rolled, unknown)}"
     return True, ", ".join(f"{split} {len(ids)} prompts" for split, ids in sets.items()) + ", none in two"

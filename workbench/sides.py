@@ -8,7 +8,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from workbench.evidence import Artifacts
-from workbench.match import Decoding, Kind, KLMeasure, Numerics, RewardLineage, Selection, Side, Tokenization
+from workbench.match import (
+    ONLINE,
+    TRAINED,
+    Decoding,
+    Kind,
+    KLMeasure,
+    Numerics,
+    RewardLineage,
+    Selection,
+    Side,
+    Tokenization,
+)
 from workbench.packed import read_packed_prompts
 from workbench.types import Cost
 
@@ -33,7 +44,7 @@ def read_side(
     apart = next((role for role in ("kl", "kl_pool") if artifacts.has(label, run, role)), None)
     measured = artifacts.json(label, run, apart, "facts.json") if apart is not None else generations
     decoding = generations["decoding"]
-    training = artifacts.json(label, run, "policy", "index.json") if kind in ("ppo", "dpo") else None
+    training = artifacts.json(label, run, "policy", "index.json") if kind in TRAINED else None
     return Side(
         label=label,
         kind=kind,
@@ -100,10 +111,11 @@ def _lineage(
         "rollout_prompts": facts.get("rollout_prompts"),
         "selection": Selection(rule=selected["rule"], metric=selected["metric"], split="validation" if best else None),
     }
+    if kind in ONLINE:
+        found["reward"] = RewardLineage(name=arm["reward"], sft_tensors=facts["reward_trunk_start"])
     if kind == "ppo":
         # The critic must start from the reward model: equal tensors share its lineage, others stand for themselves.
         same = facts["critic_tensors"] == facts["reward_tensors"]
-        found["reward"] = RewardLineage(name=arm["reward"], sft_tensors=facts["reward_trunk_start"])
         found["critic_sft_tensors"] = facts["reward_trunk_start"] if same else facts["critic_tensors"]
     return found
 
