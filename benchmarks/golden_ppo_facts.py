@@ -45,6 +45,9 @@ def trainer_of(module: Any, base: Settings, prompts: list[list[int]] | None = No
 
 def train(trainer: Any) -> None:
     """Runs `train` without its prints."""
+    from transformers import set_seed
+
+    set_seed(0)
     trainer.log = lambda metrics: None
     with contextlib.redirect_stdout(sys.stderr):
         trainer.train()
@@ -82,8 +85,8 @@ def gradient_clipping(module: Any, base: Settings) -> dict[str, float]:
     return {"max_grad_norm": 1e-3, "norm_at_the_step": round(min(norms), 6)}
 
 
-def first_ratio(module: Any, base: Settings) -> dict[str, float]:
-    """max |ratio - 1| over the tokens that count in the first minibatch, before any step: 0 but for rounding.
+def first_ratio(module: Any, base: Settings) -> dict[str, dict[str, float]]:
+    """Mean |ratio - 1| and the share beyond the clip range in the first minibatch, before any step: 0 but for rounding.
 
     As it should be; with dropout in the attention of the model's config; with a repetition penalty in the model's
     generation_config.json, as instruction models have.
@@ -102,17 +105,18 @@ def first_ratio(module: Any, base: Settings) -> dict[str, float]:
             changed = dataclasses.replace(base, batch=16, response=12, model=model)
             with mock.patch("workbench.models.disable_dropout"):  # TRL disables what it finds
                 trainer = trainer_of(module, changed, PROMPTS)
-        off: list[float] = []
+        ratios: list[Any] = []
 
-        def backward(loss: Any, off: list[float] = off) -> None:
+        def backward(loss: Any, ratios: list[Any] = ratios) -> None:
             frame = sys._getframe(1).f_locals  # of train
             kept = ~frame["padding_mask"][frame["micro_batch_inds"]]
-            off.append(float((frame["ratio"] - 1).abs()[kept].max()))
+            ratios.append((frame["ratio"].detach() - 1).abs()[kept])
             loss.backward()
 
         trainer.accelerator.backward = backward
         train(trainer)
-        found[name] = round(off[0], 9)
+        beyond = (ratios[0] > trainer.args.cliprange).float().mean()
+        found[name] = {"mean_off": round(float(ratios[0].mean()), 7), "beyond_clip": round(float(beyond), 4)}
     return found
 
 

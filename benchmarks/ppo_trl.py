@@ -193,6 +193,7 @@ def run(settings: Settings, on_update: Callable[[Update, Any], None] | None = No
         `updates` (records), settings, versions, peak memory and the folder of the final policy.
     """
     import torch
+    import transformers
 
     torch.set_num_threads(settings.threads)
     module = load_trl(settings.trl)
@@ -223,7 +224,7 @@ def run(settings: Settings, on_update: Callable[[Update, Any], None] | None = No
             if on_update is not None:
                 on_update(records[-1], trainer)
 
-        torch.manual_seed(settings.seed)
+        transformers.set_seed(settings.seed)  # its shuffles are numpy's
         with contextlib.redirect_stdout(sys.stderr), watched(module, trainer, clock, record):
             trainer.train()
     return {
