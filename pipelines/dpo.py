@@ -9,7 +9,8 @@ import numpy as np
 
 from workbench.errors import IntegrityError
 from workbench.evaluation import numerics
-from workbench.models import Placement, load_policy, parameter_count, save_model, trunk_digest
+from workbench.lora import POLICY, Lora, add_adapter, base_digest, operations_per_token, parametrization
+from workbench.models import Placement, load_policy, save_model
 from workbench.policy_set import keep_checkpoint, publish_checkpoints, read_policy_set, write_policy_set
 from workbench.stage_log import StageLog
 from workbench.staged import StagedPairs
@@ -20,12 +21,14 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     """Trains the policy and writes its checkpoints.
 
     Args:
-        config: An `arms.*` block of kind dpo, with `trust_remote_code`.
+        config: An `arms.*` block of kind dpo, with `trust_remote_code`, and `lora` where adapters are trained instead
+            of all weights; the checkpoints are whole models all the same, the adapters merged.
         inputs: `sft` (policy set), `pairs` (packed), `reference_logprobs`.
         out: Receives the policy set.
         log: Seed, resources, metrics, cost.
 
-    Source: Rafailov et al. 2023 (https://arxiv.org/abs/2305.18290).
+    Source: Rafailov et al. 2023 (https://arxiv.org/abs/2305.18290); with `nll_coef` Pang et al. 2024
+    (https://arxiv.org/abs/2404.19733).
     """
     from workbench.trl_adapter import TrainSpec, train_dpo, training_order
 
@@ -34,8 +37,11 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     trust = config["trust_remote_code"]
     sft = read_policy_set(inputs["sft"])
     tokenizer = load_tokenizer(sft.folder(), trust_remote_code=trust)
-    policy = load_policy(sft.folder(), placement, trust_remote_code=trust, trainable=True)
-    start = trunk_digest(policy)
+    lora = Lora.from_config(config.get("lora"))
+    policy = load_policy(sft.folder(), placement, trust_remote_code=trust, trainable=lora is None)
+    if lora is not None:
+        add_adapter(policy, lora, POLICY, log.seed)
+    start = base_digest(policy)
 
     # ---- 2. Rows: the pairs that every arm shares, each with the reference's log-probabilities.
     pairs = PackedPairs(inputs["pairs"])
@@ -50,14 +56,15 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     logprobs = {f"ref_{side}_logps": reference[side] for side in ("chosen", "rejected")}
     staged = StagedPairs(pairs, placement.device, values=logprobs)
 
-    # ---- 3. Train: sigmoid loss, eq. 7.
+    # ---- 3. Train: sigmoid loss, eq. 7, and perhaps the likelihood of the chosen responses.
     train = pairs.split_rows("train")
     order = [train[i] for i in training_order(len(train), config["epochs"], log.seed)]
     kept = log.work / "policies"
     spec = TrainSpec.from_config(config, log.seed)
-    trained = train_dpo(policy, tokenizer, staged, order, spec, log, beta=config["beta"], keep=kept)
+    coefficients = {"beta": config["beta"], "nll_coef": config["nll_coef"]}
+    trained = train_dpo(policy, tokenizer, staged, order, spec, log, keep=kept, **coefficients)
     tokens = staged.tokens(order[: trained.steps * spec.batch_size])
-    log.cost(tokens_trained=tokens, flops=6.0 * parameter_count(policy) * tokens)
+    log.cost(tokens_trained=tokens, flops=operations_per_token(policy) * tokens)
 
     # ---- 4. Write.
     if not trained.checkpoints:  # diverged before the first one: the last good policy is the SFT
@@ -71,5 +78,6 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
         "pairs_filter": pairs.filter_digest(),
         "numerics": numerics(policy),
         "beta": config["beta"],
+        "parametrization": parametrization(lora),
     }
     write_policy_set(out, listed, facts=facts, diverged=trained.diverged)

@@ -20,8 +20,9 @@ from pipelines.graph_base import (
     Graph,
     derive,
     implicit_arm,
-    limits,
     tag,
+    trainer_packages,
+    training,
 )
 from pipelines.graph_data import data_and_sft
 from pipelines.graph_evaluation import candidate_pool, follow, generations, scores, selector_column
@@ -100,42 +101,41 @@ def _evaluate(graph: Graph, shared: dict[str, str], rewards: Mapping[str, str], 
 
 
 def _reward_model(graph: Graph, shared: dict[str, str], name: str, run: int) -> str:
-    config = graph.comparison.reward_models[name].model_dump(mode="json") | limits(graph)
+    config = graph.comparison.reward_models[name].model_dump(mode="json") | training(graph)
     return graph.add(
         "reward_model", (name, f"seed={run}"), "pipelines.reward_model:run", config,
         {"sft": shared["sft"], "pairs": shared["pairs"], "prompts": shared["prompts"]},
-        seed=derive(run, f"reward_model/{name}"), packages=TRAINING_PACKAGES,
+        seed=derive(run, f"reward_model/{name}"), packages=trainer_packages(graph, TRAINING_PACKAGES),
     )  # fmt: skip
 
 
 def _dpo(graph: Graph, shared: dict[str, str], label: str, arm: DPO, run: int) -> None:
-    config = arm.model_dump(mode="json", exclude={"kind"}) | {
-        "trust_remote_code": graph.comparison.model.trust_remote_code
-    }
+    told = {name: value for name, value in training(graph).items() if name in ("trust_remote_code", "lora")}
+    config = arm.model_dump(mode="json", exclude={"kind"}) | told
     names = ("sft", "pairs", "reference_logprobs")
     policy = graph.add(
         "dpo", (label, f"seed={run}"), "pipelines.dpo:run", config, {name: shared[name] for name in names},
-        seed=derive(run, "dpo"), packages=TRAINING_PACKAGES,
+        seed=derive(run, "dpo"), packages=trainer_packages(graph, TRAINING_PACKAGES),
     )  # fmt: skip
     graph.arms[label, run] = {"policy": policy}
 
 
 def _ppo(graph: Graph, shared: dict[str, str], label: str, arm: PPO, reward: str, run: int) -> None:
-    config = arm.model_dump(mode="json", exclude={"kind", "reward"}) | limits(graph)
+    config = arm.model_dump(mode="json", exclude={"kind", "reward"}) | training(graph)
     policy = graph.add(
         "ppo", (label, f"seed={run}"), "pipelines.ppo:run", config,
         {"sft": shared["sft"], "reward_model": reward, "prompts": shared["prompts"]},
-        seed=derive(run, "ppo"), packages=MODEL_PACKAGES,
+        seed=derive(run, "ppo"), packages=trainer_packages(graph, MODEL_PACKAGES),
     )  # fmt: skip
     graph.arms[label, run] = {"policy": policy}
 
 
 def _sister(graph: Graph, shared: dict[str, str], label: str, arm: RLOO | GRPO, reward: str, run: int) -> None:
-    config = arm.model_dump(mode="json", exclude={"kind", "reward"}) | limits(graph)
+    config = arm.model_dump(mode="json", exclude={"kind", "reward"}) | training(graph)
     policy = graph.add(
         arm.kind, (label, f"seed={run}"), f"pipelines.{arm.kind}:run", config,
         {"sft": shared["sft"], "reward_model": reward, "prompts": shared["prompts"]},
-        seed=derive(run, arm.kind), packages=TRAINING_PACKAGES,
+        seed=derive(run, arm.kind), packages=trainer_packages(graph, TRAINING_PACKAGES),
     )  # fmt: skip
     graph.arms[label, run] = {"policy": policy}
 

@@ -95,6 +95,17 @@ def limits(graph: Graph) -> dict[str, Any]:
     }
 
 
+def training(graph: Graph) -> dict[str, Any]:
+    """What every stage that trains from the SFT is told beside its block; `lora` only where adapters are wanted."""
+    lora = graph.comparison.model.lora
+    return limits(graph) | ({"lora": lora.model_dump(mode="json")} if lora is not None else {})
+
+
+def trainer_packages(graph: Graph, packages: tuple[str, ...]) -> tuple[str, ...]:
+    """What a training stage computes with: `packages`, and peft where adapters are trained."""
+    return (*packages, "peft") if graph.comparison.model.lora is not None else packages
+
+
 def decoding(graph: Graph) -> dict[str, Any]:
     evaluation = graph.comparison.evaluation
     return limits(graph) | {

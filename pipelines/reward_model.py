@@ -9,7 +9,9 @@ import numpy as np
 
 from workbench.errors import DivergenceError
 from workbench.evaluation import numerics
-from workbench.models import Placement, load_policy, new_reward_model, parameter_count, save_model, trunk_digest
+from workbench.lora import REWARD, Lora, add_adapter, base_digest, float32_head, operations_per_token, parametrization
+from workbench.lora_files import save_adapter, save_merged
+from workbench.models import Placement, load_policy, load_reward_model, new_reward_model, trunk_digest
 from workbench.policy_set import Checkpoint, read_policy_set, write_policy_set
 from workbench.sampling import Decoding, sample
 from workbench.scoring import reward_scores
@@ -24,9 +26,11 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     """Trains one reward model and measures the constant that centers it.
 
     Args:
-        config: A `reward_models.*` block, with `max_response_tokens`, `stop_ids` and `trust_remote_code`.
+        config: A `reward_models.*` block, with `max_response_tokens`, `stop_ids` and `trust_remote_code`, and `lora`
+            where an adapter and the head are trained instead of all weights.
         inputs: `sft` (policy set), `pairs` (packed), `prompts` (packed).
-        out: Receives a policy set of one checkpoint; `facts.center` is the mean raw score on SFT samples.
+        out: Receives a policy set of one checkpoint, a whole model, with adapter and head apart in its `adapter/`;
+            `facts.center` is the mean raw score on SFT samples.
         log: Seed, resources, metrics, cost.
 
     Raises:
@@ -41,7 +45,12 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     tokenizer = load_tokenizer(sft.folder(), trust_remote_code=trust)
     pad_id = int(tokenizer.pad_token_id)
     model = new_reward_model(sft.folder(), placement, log.seed, pad_id=pad_id, trust_remote_code=trust)
-    start = trunk_digest(model)
+    lora = Lora.from_config(config.get("lora"))
+    if lora is not None:
+        model.base_model.to(placement.torch_dtype)  # exact: the weights were read in this precision
+        add_adapter(model, lora, REWARD, log.seed)
+        float32_head(model.score)
+    start = base_digest(model)
 
     # ---- 2. Train on the pairs that every arm shares.
     pairs = PackedPairs(inputs["pairs"])
@@ -50,7 +59,12 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     staged = StagedPairs(pairs, placement.device)  # no margins: DPO has none, so none for anyone yet
     trained = train_reward(model, tokenizer, staged, order, TrainSpec.from_config(config, log.seed), log)
     tokens = staged.tokens(order)
-    log.cost(tokens_trained=tokens, flops=6.0 * parameter_count(model) * tokens)
+    log.cost(tokens_trained=tokens, flops=operations_per_token(model) * tokens)
+    last = out / "checkpoints" / "last"
+    save_merged(model, tokenizer, last)
+    if lora is not None:  # what is measured from here on is the merged model, which everybody else will load
+        save_adapter(model, REWARD, last / "adapter", head=model.score)
+        model = load_reward_model(last, placement, trust_remote_code=trust)
     model.eval()
 
     # ---- 3. Check that it says something at all, on held-out pairs.
@@ -66,8 +80,7 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     # ---- 4. Center: rewards are differences, so the SFT's own samples are put at 0.
     center, spread = sft_score(config, sft.folder(), model, inputs["prompts"], tokenizer, placement, log)
 
-    save_model(model, tokenizer, out / "checkpoints" / "last")
-    last = Checkpoint(name="last", path="checkpoints/last", step=trained.steps, tensors=trunk_digest(model))
+    kept = Checkpoint(name="last", path="checkpoints/last", step=trained.steps, tensors=trunk_digest(model))
     facts = {
         "sft_tensors": start,
         "consumed_pairs": trained.consumed,
@@ -76,8 +89,9 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
         "center": center,
         "sft_score_sd": spread,
         "pad_id": pad_id,
+        "parametrization": parametrization(lora),
     }
-    write_policy_set(out, [last], facts=facts)
+    write_policy_set(out, [kept], facts=facts)
 
 
 def sft_score(

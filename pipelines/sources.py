@@ -22,6 +22,7 @@ from workbench.data.findings import Findings
 from workbench.data.sources import load_hub, read_rows
 from workbench.device import device_kind
 from workbench.errors import ConfigError
+from workbench.lora_targets import check_targets, folder_layers, small_llama_layers
 from workbench.stages import External
 from workbench.store import Store
 
@@ -75,6 +76,9 @@ def resolve_origin(comparison: Comparison, store: Store) -> Origin:
 
         context = WORLD_CONTEXT
         stop_ids = model.stop_token_ids or [helpdesk.vocabulary().index(helpdesk.EOS)]
+    if model.lora is not None:
+        known = folder_layers(folder) if folder is not None else small_llama_layers(model.size.num_layers)
+        check_targets(model.lora.target_modules, known)
     max_length = min(model.max_length or context, context)
     if comparison.evaluation.max_response_tokens >= max_length:
         raise ConfigError(

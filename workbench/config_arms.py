@@ -139,6 +139,11 @@ class DPO(Section):
     weight_decay: float = Field(default=0.0, ge=0, description=_EXPLAIN_DECAY)
     max_grad_norm: float = Field(default=1.0, gt=0, description=_EXPLAIN_NORM)
     loss: Literal["sigmoid"] = Field(default="sigmoid", description="Loss on the difference of implicit rewards.")
+    nll_coef: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the chosen responses' negative log-likelihood, per nat a token; 0: off.",
+    )
     checkpoint_every_steps: Count = Field(
         default=25, description="Steps between checkpoints, which the trajectory uses."
     )

@@ -7,7 +7,7 @@ import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from workbench.config_base import Count, Fraction, Label, Problem, Section, Seed, World, refuse
 
@@ -50,6 +50,34 @@ class WorldSize(Section):
         return self
 
 
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class LoraAdapter(Section):
+    """Low-rank adapters instead of all weights; without dropout, so that policy and reference are plain functions."""
+
+    rank: Count = Field(default=16, description="Width of the bottleneck of each adapter.")
+    alpha: float = Field(default=32.0, gt=0, description="The adapter's output is scaled by alpha / rank.")
+    target_modules: Annotated[list[str], BeforeValidator(_as_list)] = Field(
+        default=["all-linear"],
+        min_length=1,
+        description="Layers that get one: all-linear (all of the trunk), or ends of their names: [q_proj, v_proj].",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> LoraAdapter:
+        found: list[Problem] = []
+        for place, name in enumerate(self.target_modules):
+            if name == "all-linear" and len(self.target_modules) > 1:
+                found.append((("target_modules", place), "got all-linear beside other names, expected it alone"))
+            elif name != "all-linear" and not re.fullmatch(r"\w+(\.\w+)*", name):
+                message = f"got '{name}', expected all-linear or the end of a layer's name, such as q_proj"
+                found.append((("target_modules", place), message))
+        refuse(found)
+        return self
+
+
 class Model(Section):
     """The policy that every arm starts from."""
 
@@ -76,6 +104,10 @@ class Model(Section):
         default=None, description="Prompt and response together, in tokens; null: the model's context."
     )
     size: WorldSize = Field(default_factory=WorldSize, description="Size of the world's model; unused with policy.")
+    lora: LoraAdapter | None = Field(
+        default=None,
+        description="Adapters for reward models and every trained arm alike; null: all weights. The SFT trains all.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Model:

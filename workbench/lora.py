@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from workbench.errors import ConfigError
+from workbench.lora_targets import ALL_LINEAR, check_targets, ends
 from workbench.models import tensors_digest
 
 POLICY, REWARD, CRITIC = "policy", "reward", "critic"  # usual names
-ALL_LINEAR = "all-linear"
 _RECORD = "_workbench_adapters"  # attribute of the trunk
 
 
@@ -41,38 +41,30 @@ class Lora:
     Args:
         rank: Width of the bottleneck.
         alpha: The update is scaled by alpha / rank.
-        target_modules: "all-linear" (every linear layer of the trunk), or names that end a layer's name ("q_proj").
+        target_modules: ("all-linear",), which is every linear layer of the trunk, or ends of layers' names ("q_proj").
     """
 
     rank: int
     alpha: float
-    target_modules: str | tuple[str, ...] = ALL_LINEAR
+    target_modules: tuple[str, ...] = ALL_LINEAR
 
     @classmethod
     def from_config(cls, block: Mapping[str, Any] | None) -> Lora | None:
         """The config's `model.lora`; None: all weights are trained."""
         if block is None:
             return None
-        names = block["target_modules"]
-        return cls(
-            rank=int(block["rank"]),
-            alpha=float(block["alpha"]),
-            target_modules=names if isinstance(names, str) else tuple(names),
-        )
+        return cls(rank=int(block["rank"]), alpha=float(block["alpha"]), target_modules=tuple(block["target_modules"]))
 
     def to_json(self) -> dict[str, Any]:
         """Plain fields; `from_config` reads them back."""
-        names = self.target_modules
-        return {"rank": self.rank, "alpha": self.alpha, "target_modules": names if isinstance(names, str) else [*names]}
+        return {"rank": self.rank, "alpha": self.alpha, "target_modules": list(self.target_modules)}
 
 
 def parametrization(lora: Lora | None) -> str:
     """What is trained, in words: the fact that the match certificate compares between arms."""
     if lora is None:
         return "full"
-    names = lora.target_modules
-    where = names if isinstance(names, str) else "+".join(sorted(names))
-    return f"lora rank {lora.rank} alpha {lora.alpha:g} on {where}"
+    return f"lora rank {lora.rank} alpha {lora.alpha:g} on {'+'.join(sorted(lora.target_modules))}"
 
 
 @dataclass
@@ -109,27 +101,15 @@ def target_names(model: Any, lora: Lora) -> list[str]:
         ConfigError: A name in `target_modules` is that of no linear layer.
     """
     known = sorted(_linear_layers(model.base_model))
-    if lora.target_modules == ALL_LINEAR:
-        wanted = known
-    else:
-        names = (lora.target_modules,) if isinstance(lora.target_modules, str) else lora.target_modules
-        missing = [one for one in names if not any(_ends(name, one) for name in known)]
-        if missing:
-            raise ConfigError(missing_targets(missing, known), where="model.lora.target_modules")
-        wanted = [name for name in known if any(_ends(name, one) for one in names)]
+    check_targets(lora.target_modules, known)
+    wanted = [
+        name
+        for name in known
+        if lora.target_modules == ALL_LINEAR or any(ends(name, one) for one in lora.target_modules)
+    ]
     if not wanted:
         raise ConfigError("this model has no linear layer that could be adapted", where="model.lora.target_modules")
     return wanted
-
-
-def missing_targets(missing: Iterable[str], known: Iterable[str]) -> str:
-    """The message for target modules that a model does not have."""
-    ends = sorted({name.rpartition(".")[2] for name in known})
-    return f"got {', '.join(missing)}, expected all-linear or names of the model's linear layers ({', '.join(ends)})"
-
-
-def _ends(name: str, end: str) -> bool:
-    return name == end or name.endswith(f".{end}")
 
 
 def _linear_layers(trunk: nn.Module) -> Iterator[str]:

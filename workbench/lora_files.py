@@ -66,6 +66,32 @@ def save_merged(model: Any, tokenizer: Any, folder: Any, name: str | None = None
     tokenizer.save_pretrained(folder)
 
 
+def save_trained(model: Any, file: Path) -> None:
+    """Writes what requires a gradient, adapters and heads, as it is: for the checkpoint of an unfinished stage."""
+    from safetensors.torch import save_file
+
+    save_file({at: one.detach().cpu() for at, one in model.named_parameters() if one.requires_grad}, file)
+
+
+def load_trained(model: Any, file: Path) -> None:
+    """Reads what `save_trained` wrote into a model of the same make, bit for bit.
+
+    Raises:
+        IntegrityError: The file has other tensors than this model trains.
+    """
+    from safetensors.torch import load_file
+
+    state = load_file(file)
+    trained = {at: one for at, one in model.named_parameters() if one.requires_grad}
+    if {at: (one.shape, one.dtype) for at, one in trained.items()} != {
+        at: (one.shape, one.dtype) for at, one in state.items()
+    }:
+        raise IntegrityError("the checkpoint's tensors are not those that this model trains", where=str(file))
+    with torch.no_grad():
+        for at, one in trained.items():
+            one.copy_(state[at])
+
+
 def save_adapter(model: Any, name: str, folder: Path, *, head: nn.Linear | None = None) -> None:
     """Writes one adapter, and the head that goes with it, into a new or empty folder."""
     from safetensors.torch import save_file

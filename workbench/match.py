@@ -117,6 +117,8 @@ class Side:
         reward: What PPO, RLOO or GRPO optimized or best-of-n selected by.
         critic_sft_tensors: Tensors at the root of PPO's critic's trunk.
         rollout_prompts: Prompts that PPO, RLOO or GRPO rolled out on (`prompt_set_digest`).
+        parametrization: What was trained from the SFT: "full", or the adapters' settings; a reward model's beside it
+            where that differs.
         pair_rows: Preference pairs behind the signal, as token ids whatever their order: DPO's own, else those of
             its reward.
         filter: The filter's report (which rows were dropped, and why).
@@ -137,6 +139,7 @@ class Side:
     rollout_prompts: str | None = None
     reward: RewardLineage | None = None
     critic_sft_tensors: str | None = None
+    parametrization: str | None = None
     pair_rows: str | None = None
     filter: str | None = None
     splits: Mapping[str, str] = field(default_factory=dict)
@@ -193,6 +196,7 @@ def certificate(
             _lineage(_of(sides, *ONLINE, "best_of_n"), start, _reward_start),
         ),
         ("critic_lineage", _lineage(_of(sides, "ppo"), start, lambda s: s.critic_sft_tensors)),
+        ("same_parametrization", _same(_of(sides, *ARMS), "trained", lambda s: s.parametrization)),
         ("same_pairs", _same_pairs(_of(sides, *ARMS), train_pairs)),
         ("disjoint_splits", _disjoint_splits(sides, split_prompts)),
         ("same_eval_prompts", _same(sides, "prompts in order", lambda s: _keyed(s.eval_prompts), evaluated=True)),

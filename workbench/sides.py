@@ -93,6 +93,7 @@ def _lineage(
             "sft_tensors": generations["policy_tensors"],
             "reference_tensors": generations["reference_tensors"],
             "reward": RewardLineage(name=arm["reward"], sft_tensors=selector["sft_tensors"]),
+            "parametrization": _parametrization(selector),
             "pair_rows": selector["consumed_pairs"],
             "filter": selector["pairs_filter"],
         }
@@ -102,6 +103,7 @@ def _lineage(
     found = {
         "sft_tensors": facts["sft_tensors"],
         "reference_tensors": facts["reference_tensors"],
+        "parametrization": _parametrization(facts),
         "pair_rows": facts["consumed_pairs"],
         "filter": facts["pairs_filter"],
         "selected_tensors": next(
@@ -112,12 +114,21 @@ def _lineage(
         "selection": Selection(rule=selected["rule"], metric=selected["metric"], split="validation" if best else None),
     }
     if kind in ONLINE:
+        judge = json.loads((artifacts.inputs[f"reward/{arm['reward']}/{run}"] / "index.json").read_text())["facts"]
+        if _parametrization(judge) != found["parametrization"]:
+            found["parametrization"] += f", its reward model {_parametrization(judge)}"
         found["reward"] = RewardLineage(name=arm["reward"], sft_tensors=facts["reward_trunk_start"])
     if kind == "ppo":
         # The critic must start from the reward model: equal tensors share its lineage, others stand for themselves.
         same = facts["critic_tensors"] == facts["reward_tensors"]
         found["critic_sft_tensors"] = facts["reward_trunk_start"] if same else facts["critic_tensors"]
     return found
+
+
+def _parametrization(facts: Mapping[str, Any]) -> str:
+    """What a stage trained; one that has no adapters need not say so."""
+    trained: str = facts.get("parametrization", "full")
+    return trained
 
 
 def split_prompts(artifacts: Artifacts) -> dict[str, list[str]]:

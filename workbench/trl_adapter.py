@@ -25,7 +25,9 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as TextColla
 
 from workbench.checkpoints import latest_checkpoint, save_checkpoint
 from workbench.errors import DivergenceError, StageInterrupted
-from workbench.models import check_finite, save_model
+from workbench.lora import adapters
+from workbench.lora_files import load_trained, save_merged, save_trained
+from workbench.models import check_finite
 from workbench.policy_set import keep_checkpoint, kept_checkpoints
 from workbench.stage_log import StageLog
 from workbench.staged import Batches, PairBatches, RewardBatches, StagedPairs
@@ -47,7 +49,11 @@ METRIC_NAMES: Mapping[str, str] = {
     "rewards/margins": "train_margin",
     "logps/chosen": "seq_logprob_chosen",
     "logps/rejected": "seq_logprob_rejected",
+    "nll": "nll_chosen",
 }
+
+
+_TRAINED = "trained.safetensors"  # in a checkpoint of a model with adapters: what is trained, and nothing else
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,20 +171,23 @@ def train_dpo(
     *,
     beta: float,
     keep: Path,
+    nll_coef: float = 0.0,
 ) -> Trained:
-    """Sigmoid DPO on pairs with given reference log-probabilities.
+    """Sigmoid DPO on pairs with given reference log-probabilities (`objectives.dpo_loss`, `dpo_nll_loss`).
 
     Args:
         pairs: Staged where the model is, with values "ref_chosen_logps" and "ref_rejected_logps".
         order: Row numbers in the order of training.
         beta: Strength of the KL penalty.
         keep: Folder that receives a policy at each checkpoint.
+        nll_coef: Weight of the chosen responses' mean negative log-likelihood; 0: plain DPO.
     """
     collator = PairBatches(pairs, tokenizer.pad_token_id)
+    with_nll: dict[str, Any] = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, nll_coef]}
     args = DPOConfig(
         **_common(spec, log, len(order), staged=True),
+        **(with_nll if nll_coef else {"loss_type": ["sigmoid"]}),
         beta=beta,
-        loss_type=["sigmoid"],
         max_length=None,
         precompute_ref_log_probs=True,
         disable_dropout=True,
@@ -249,9 +258,19 @@ class _Exact:
             raise DivergenceError(f"the gradient norm is {float(norm)} at step {self.state.global_step + 1}")
         return norm
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        kept = Path(resume_from_checkpoint) / _TRAINED
+        if kept.exists():
+            load_trained(self.model, kept)  # type: ignore[attr-defined]
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         def write(folder: Path) -> None:
-            self.save_model(str(folder), _internal_call=True)  # type: ignore[attr-defined]
+            if adapters(self.model):  # type: ignore[attr-defined]
+                save_trained(self.model, folder / _TRAINED)  # type: ignore[attr-defined]
+            else:
+                self.save_model(str(folder), _internal_call=True)  # type: ignore[attr-defined]
             self._save_optimizer_and_scheduler(str(folder))  # type: ignore[attr-defined]
             self._save_rng_state(str(folder))  # type: ignore[attr-defined]
             self.state.save_to_json(str(folder / "trainer_state.json"))
@@ -276,6 +295,15 @@ class _DPO(_Exact, DPOTrainer):  # type: ignore[misc]
 
     def _precompute_ref_logps(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset  # the columns are there already
+
+    def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
+        loss = super()._compute_loss(model, inputs, return_outputs)
+        if "sft" in self.loss_types:  # which the trainer does not log
+            chosen, _ = inputs["completion_mask"][:, 1:].sum(1).chunk(2)
+            tokens = float(self.accelerator.gather(chosen).float().mean())
+            metrics = self._metrics["train" if self.model.training else "eval"]
+            metrics["nll"].append(-metrics["logps/chosen"][-1] / tokens)
+        return loss
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
@@ -313,7 +341,7 @@ def _run(trainer: Any, spec: TrainSpec, log: StageLog, *, collator: Batches | No
         assert keep is not None
         # Not trainer.save_model: its training_args.bin is a pickle that holds paths and would enter the digest.
         model = trainer.accelerator.unwrap_model(trainer.model)
-        keep_checkpoint(keep, step, lambda folder: save_model(model, trainer.processing_class, folder))
+        keep_checkpoint(keep, step, lambda folder: save_merged(model, trainer.processing_class, folder))
 
     watch = _Watch(spec, log, keep_policy if keep is not None else None)
     trainer.add_callback(watch)

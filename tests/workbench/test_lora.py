@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tests.ml_helpers import CPU, PAD, World, build_world, random_rows, tiny_model
-from workbench.batching import make_batch
+from tests.ml_helpers import CPU, PAD, World, build_world, tiny_model
 from workbench.errors import ConfigError, IntegrityError
 from workbench.lora import (
     Lora,
@@ -40,10 +39,8 @@ from workbench.models import (
     new_reward_model,
     parameter_count,
     save_model,
-    token_scores,
     trunk_digest,
 )
-from workbench.scoring import response_logits
 
 LORA = Lora(rank=4, alpha=8)
 HALF = Placement(dtype="bfloat16")
@@ -67,16 +64,24 @@ def folder(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytes
     return at
 
 
-def batch_of(model: Any, seed: int = 0) -> Any:
-    import numpy as np
+IDS = torch.randint(2, 100, (6, 11), generator=torch.Generator().manual_seed(0))
 
-    rng = np.random.default_rng(seed)
-    return make_batch(random_rows(rng, 6, end=False), random_rows(rng, 6), PAD, model.device)
+
+def forward(model: Any) -> Tensor:
+    answer: Tensor = model(input_ids=IDS, use_cache=False).logits
+    return answer
 
 
 def logits(model: Any) -> Tensor:
     with torch.no_grad():
-        return response_logits(model, batch_of(model))
+        return forward(model)
+
+
+def head_scores(model: Any, head: nn.Linear) -> Tensor:
+    """(6, 11): a scalar head's output at every position."""
+    hidden = model.base_model(input_ids=IDS, use_cache=False).last_hidden_state
+    found: Tensor = head(hidden).squeeze(-1)
+    return found
 
 
 def train(model: Any, name: str, seed: int) -> None:
@@ -232,13 +237,13 @@ def test_gradient_reaches_the_active_adapter_alone(folder: Path) -> None:
     for name in ("policy", "critic", "policy"):
         model.zero_grad(set_to_none=True)
         set_active(model, name)
-        response_logits(model, batch_of(model)).float().square().mean().backward()
+        forward(model).float().square().mean().backward()
         touched = {id(one) for one in model.parameters() if one.grad is not None}
         assert touched == own[name]
         assert gradients(model)
         assert {id(one) for one in model.parameters() if one.requires_grad} == wanted, "switching freezes nothing"
     with adapters_off(model):
-        assert not response_logits(model, batch_of(model)).requires_grad
+        assert not forward(model).requires_grad
 
 
 def test_a_frozen_adapter_stays_frozen_and_passes_no_gradient(folder: Path) -> None:
@@ -250,7 +255,7 @@ def test_a_frozen_adapter_stays_frozen_and_passes_no_gradient(folder: Path) -> N
         set_active(model, name)
         assert not any(one.requires_grad for one in adapter_parameters(model, "reward"))
         assert all(one.requires_grad for one in adapter_parameters(model, "policy"))
-    assert not response_logits(model, batch_of(model)).requires_grad
+    assert not forward(model).requires_grad
 
 
 def test_a_step_moves_one_adapter_and_leaves_base_and_others(folder: Path) -> None:
@@ -263,7 +268,7 @@ def test_a_step_moves_one_adapter_and_leaves_base_and_others(folder: Path) -> No
     before = logits(model)
     for _ in range(3):
         optimizer.zero_grad()
-        response_logits(model, batch_of(model)).float().square().mean().backward()
+        forward(model).float().square().mean().backward()
         assert base_digest(model) == sft, "during training as well"
         optimizer.step()
     assert not torch.equal(logits(model), before)
@@ -299,8 +304,7 @@ def test_adapters_and_heads_are_trained_in_float32_on_a_bfloat16_base(world: Wor
     assert len(trained) == 1 + 14
     assert {one.dtype for one in trained} == {torch.float32}
     assert {one.dtype for one in model.parameters() if not one.requires_grad} == {torch.bfloat16}
-    batch = batch_of(model)
-    token_scores(model, batch.input_ids, batch.attention_mask, batch.position_ids).sum().backward()
+    head_scores(model, model.score).sum().backward()
     assert model.score.weight.grad is not None
     assert model.score.weight.grad.dtype == torch.float32
     assert base_digest(model) == trunk_digest(load_policy(world.model, HALF))
@@ -348,12 +352,8 @@ def test_a_merged_reward_model_scores_as_before(world: World, tmp_path: Path) ->
     add_adapter(model, LORA, "reward", 0)
     train(model, "reward", 1)
     save_merged(model, world.tokenizer, tmp_path)
-    batch = batch_of(model)
-    given = (batch.input_ids, batch.attention_mask, batch.position_ids)
-    with torch.no_grad():
-        assert torch.allclose(
-            token_scores(load_reward_model(tmp_path, CPU), *given), token_scores(model, *given), atol=1e-4
-        )
+    read = load_reward_model(tmp_path, CPU)
+    assert torch.allclose(head_scores(read, read.score), head_scores(model, model.score), atol=1e-4)
 
 
 @pytest.mark.parametrize("placement", [CPU, HALF], ids=["float32", "bfloat16"])
@@ -391,13 +391,8 @@ def test_an_adapter_of_a_reward_model_mounts_on_the_policy(world: World, tmp_pat
     add_adapter(policy, LORA, "policy", 4)
     head = load_adapter(policy, "reward", tmp_path)
     assert head is not None
-    batch = batch_of(policy)
     with torch.no_grad(), using(policy, "reward"):
-        hidden = policy.base_model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids
-        ).last_hidden_state
-        found = head(hidden).squeeze(-1)
-        expected = token_scores(reward, batch.input_ids, batch.attention_mask, batch.position_ids)
+        found, expected = head_scores(policy, head), head_scores(reward, reward.score)
     assert torch.equal(found, expected)
 
 

@@ -31,6 +31,7 @@ NAMES = [
     "evaluated_policy",
     "reward_lineage",
     "critic_lineage",
+    "same_parametrization",
     "same_pairs",
     "disjoint_splits",
     "same_eval_prompts",
@@ -62,6 +63,7 @@ def matched() -> dict[str, Side]:
         sft,
         reference_tensors=SFT,
         evaluated_reference_tensors=SFT,
+        parametrization="full",
         pair_rows=PAIRS,
         filter="e" * 64,
         selection=Selection(rule="last"),
@@ -138,6 +140,8 @@ def kl(**change: object) -> Change:
         ("reward_lineage", "ppo", lambda s: replace(s, reward=None)),
         ("critic_lineage", "ppo", lambda s: replace(s, critic_sft_tensors=OTHER)),
         ("critic_lineage", "ppo", lambda s: replace(s, critic_sft_tensors=None)),
+        ("same_parametrization", "dpo", lambda s: replace(s, parametrization="lora rank 4 alpha 8 on all-linear")),
+        ("same_parametrization", "best_of_n", lambda s: replace(s, parametrization=None)),
         ("same_pairs", "dpo", lambda s: replace(s, pair_rows=OTHER)),
         ("same_pairs", "dpo", lambda s: replace(s, pair_rows=None)),
         ("same_pairs", "dpo", lambda s: replace(s, filter=OTHER)),
@@ -223,7 +227,7 @@ def test_what_no_arm_has_is_not_applicable() -> None:
     assert verdicts(found)["critic_lineage"] == "not_applicable"
     assert verdicts(found)["reward_lineage"] == "not_applicable"
     alone = verdicts(made({"sft": matched()["sft"]}))
-    assert alone["same_pairs"] == "not_applicable"
+    assert alone["same_pairs"] == alone["same_parametrization"] == "not_applicable"
 
 
 def test_a_diverged_arm_may_lack_evaluation_but_not_its_start() -> None:

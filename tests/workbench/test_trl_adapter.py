@@ -15,9 +15,11 @@ import torch
 
 from tests.ml_helpers import CPU, PAD, Killed, Log, World, build_world, policy_of
 from workbench import trl_adapter
-from workbench.errors import DivergenceError, StageInterrupted
-from workbench.models import load_policy, new_reward_model, tensors_digest
-from workbench.objectives import bradley_terry_loss, dpo_loss
+from workbench.errors import DivergenceError, IntegrityError, StageInterrupted
+from workbench.lora import Lora, adapter_state, adapters_off, add_adapter, base_digest, float32_head
+from workbench.lora_files import load_trained, merged_state, save_trained
+from workbench.models import load_policy, new_reward_model, tensors_digest, trunk_digest
+from workbench.objectives import bradley_terry_loss, dpo_loss, dpo_nll_loss, nll_loss, token_logprobs
 from workbench.packed import PackedPairs, row_hash, rows_digest, write_packed_pairs
 from workbench.scoring import reward_scores, sequence_logprobs
 from workbench.staged import Batches, RewardBatches, StagedPairs
@@ -29,6 +31,7 @@ SPEC = TrainSpec(
     checkpoint_every_steps=2, seed=0,
 )  # fmt: skip
 BETA = 0.3
+LORA = Lora(rank=4, alpha=8)
 
 
 @pytest.fixture(scope="module")
@@ -68,20 +71,36 @@ def stage(folder: Path, rows: list[dict[str, Any]]) -> StagedPairs:
 
 
 class Run:
-    """One training run of one of the three trainers."""
+    """One training run of one of the three trainers; `KIND+lora`: with an adapter (and a reward model's head) alone."""
 
-    def __init__(self, kind: str, world: World, rows: list[dict[str, Any]], order: list[int], log: Log, **spec: Any):
+    def __init__(
+        self,
+        kind: str,
+        world: World,
+        rows: list[dict[str, Any]],
+        order: list[int],
+        log: Log,
+        *,
+        nll_coef: float = 0.0,
+        **spec: Any,
+    ):
         settings = replace(SPEC, **spec)
         pairs = stage(log.work.parent, rows)
+        kind, _, lora = kind.partition("+")
         if kind == "reward":
             self.model = new_reward_model(world.model, CPU, 1, pad_id=PAD)
+            if lora:
+                add_adapter(self.model, LORA, "reward", 2)
+                float32_head(self.model.score)
             self.call = lambda: train_reward(self.model, world.tokenizer, pairs, order, settings, log)
         else:
-            self.model = load_policy(world.model, CPU, trainable=True)
+            self.model = load_policy(world.model, CPU, trainable=not lora)
+            if lora:
+                add_adapter(self.model, LORA, "policy", 2)
             if kind == "dpo":
                 kept = log.work / "policies"
                 self.call = lambda: train_dpo(
-                    self.model, world.tokenizer, pairs, order, settings, log, beta=BETA, keep=kept
+                    self.model, world.tokenizer, pairs, order, settings, log, beta=BETA, keep=kept, nll_coef=nll_coef
                 )
             else:
                 self.call = lambda: train_sft(self.model, world.tokenizer, texts(rows), order, settings, log)
@@ -91,18 +110,20 @@ class Run:
 
 
 KINDS = ["sft", "reward", "dpo"]
+ADAPTED = ["reward+lora", "dpo+lora"]  # SFT trains all weights, always
 
 
 # ------------------------------------------------------------------------------------------- parity with our losses
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS + ADAPTED)
 def test_the_trainers_loss_is_ours(kind: str, world: World, rows: list[dict[str, Any]], tmp_path: Path) -> None:
     order = training_order(len(rows), 8 / len(rows), 3)
     picked = [rows[i] for i in order]
     prompts, chosen, rejected = columns(picked, "prompt", "chosen", "rejected")
     log = Log(tmp_path / "work")
     run = Run(kind, world, rows, order, log)
+    kind = kind.partition("+")[0]
     if kind == "reward":
         scores = [torch.tensor(reward_scores(run.model, prompts, ids, pad_id=PAD)) for ids in (chosen, rejected)]
         expected = bradley_terry_loss(*scores)
@@ -119,6 +140,38 @@ def test_the_trainers_loss_is_ours(kind: str, world: World, rows: list[dict[str,
     ((step, values),) = log.lines()
     assert step == 1
     assert values["loss"] == pytest.approx(float(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize("nll_coef", [0.0, 0.7])
+@pytest.mark.parametrize("kind", ["dpo", "dpo+lora"])
+def test_the_likelihood_term_of_dpo_is_ours(
+    kind: str, nll_coef: float, world: World, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """The mean over all chosen tokens of the batch, and logged; without a coefficient neither is there."""
+    log = Log(tmp_path / "work")
+    run = Run(kind, world, rows[:8], list(range(8)), log, nll_coef=nll_coef)
+    prompts, chosen, rejected = columns(rows[:8], "prompt", "chosen", "rejected")
+    own = torch.zeros(8, max(map(len, chosen)))
+    mask = torch.zeros(own.shape, dtype=torch.bool)
+    for row, (prompt, response) in enumerate(zip(prompts, chosen, strict=True)):
+        with torch.no_grad():
+            logits = run.model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+        own[row, : len(response)] = token_logprobs(logits, torch.tensor(response))
+        mask[row, : len(response)] = True
+    sums = torch.tensor(sequence_logprobs(run.model, prompts, rejected, pad_id=PAD))
+    refs = [torch.tensor([row[f"ref_{side}_logps"] for row in rows[:8]]) for side in ("chosen", "rejected")]
+    run.call()
+    ((_, values),) = log.lines()
+    expected = dpo_nll_loss(own, mask, sums, *refs, BETA, nll_coef)
+    assert values["loss"] == pytest.approx(float(expected), abs=1e-5)
+    if nll_coef:
+        assert values["nll_chosen"] == pytest.approx(float(nll_loss(own, mask)), abs=1e-5)
+        lengths = {len(ids) for ids in chosen}
+        by_pair = float(torch.stack([nll_loss(own[i : i + 1], mask[i : i + 1]) for i in range(8)]).mean())
+        assert len(lengths) > 1
+        assert by_pair != pytest.approx(values["nll_chosen"], abs=1e-3), "by tokens, not by pairs as in the paper"
+    else:
+        assert "nll_chosen" not in values
 
 
 def test_a_margin_of_a_row_is_an_offset_in_the_reward_loss(
@@ -326,7 +379,7 @@ def test_divergence_later_keeps_the_last_good_checkpoint(
 # ------------------------------------------------------------------------------------------- resume
 
 
-@pytest.mark.parametrize("kind", ["dpo"])  # the stages' own tests do it for SFT and reward models
+@pytest.mark.parametrize("kind", ["dpo", "dpo+lora", "reward+lora"])  # the stages' own tests do it for the others
 def test_resume_is_exact_wherever_it_was_cut(
     kind: str, world: World, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -351,8 +404,41 @@ def test_resume_is_exact_wherever_it_was_cut(
     assert last.digest() == run.digest()
     assert log.lines() == whole.lines()
     assert (trained.steps, trained.consumed) == (expected.steps, expected.consumed)
+    if kind == "reward+lora":
+        assert "trained.safetensors" in {file.name for file in (tmp_path / "work" / "checkpoints").glob("*/*")}
     for (step, folder), (_, wanted) in zip(trained.checkpoints, expected.checkpoints, strict=True):
         assert (folder / "model.safetensors").read_bytes() == (wanted / "model.safetensors").read_bytes(), step
+
+
+@pytest.mark.parametrize("kind", ADAPTED)
+def test_training_moves_the_adapter_and_never_the_base(
+    kind: str, world: World, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    log, sft = Log(tmp_path / "work"), trunk_digest(load_policy(world.model, CPU))
+    run = Run(kind, world, rows, training_order(len(rows), 2, 0), log, weight_decay=0.1)
+    name = kind.partition("+")[0].replace("dpo", "policy")
+    before = {at: one.detach().clone() for at, one in adapter_state(run.model, name).items()}
+    assert base_digest(run.model) == sft
+    trained = run.call()
+    assert base_digest(run.model) == sft
+    assert not any(torch.equal(one, before[at]) for at, one in adapter_state(run.model, name).items())
+    with adapters_off(run.model):
+        assert base_digest(run.model) == sft
+    for _, folder in trained.checkpoints:
+        assert trunk_digest(load_policy(folder, CPU)) != sft
+    if trained.checkpoints:  # what is published is the merged model, as it reads back
+        last = load_policy(trained.checkpoints[-1][1], CPU)
+        assert tensors_digest(last.state_dict()) == tensors_digest(merged_state(run.model, name))
+    (checkpoint,) = (tmp_path / "work" / "checkpoints").glob("*4")
+    assert not (checkpoint / "model.safetensors").exists(), "a checkpoint holds what is trained alone"
+
+
+def test_a_checkpoint_of_another_adapter_is_refused(world: World, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    model = add_adapter(load_policy(world.model, CPU), LORA, "policy", 0)
+    save_trained(model, tmp_path / "trained.safetensors")
+    other = add_adapter(load_policy(world.model, CPU), Lora(rank=2, alpha=8), "policy", 0)
+    with pytest.raises(IntegrityError):
+        load_trained(other, tmp_path / "trained.safetensors")
 
 
 def test_a_damaged_checkpoint_is_left_for_the_one_before_it(
