@@ -17,7 +17,7 @@ def sentence(decision: Decision, results: Results, rule: Rule) -> str:
     clauses = {"winner": _winner, "equivalent": _equivalent, "undecided": _undecided}
     told = clauses[decision.verdict](decision)
     parts = [
-        f"Among these checkpoints: {told}" if decision.scope == "checkpoints" else told,
+        f"Among {'these checkpoints' if decision.scope == 'checkpoints' else 'the methods'} {told}",
         _price(decision, results),
         decision.matched_kl,
         _budget(decision, rule),
@@ -62,7 +62,7 @@ def _equivalent(decision: Decision) -> str:
 def _undecided(decision: Decision) -> str:
     beaten = [label for label in decision.eligible if label not in decision.arms]
     open_ = [one for one in decision.evidence if {one.a, one.b} <= set(decision.arms) and one.outcome == "open"]
-    text = f"Undecided between {_list(decision.arms)}, judged by {decision.judge}"
+    text = f"it is undecided between {_list(decision.arms)}, judged by {decision.judge}"
     if open_:
         widest = max(open_, key=lambda one: abs((one.win_rate.value or 0.5) - 0.5))
         text += f" on {widest.win_rate.n} prompts: {widest.a} over {widest.b} is "
