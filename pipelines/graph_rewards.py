@@ -1,4 +1,4 @@
-"""Stages about the two rewards: margins of held-out pairs, checkpoints' implicit rewards, samples of a neutral shift."""
+"""Stages about the two rewards: margins of held-out pairs, checkpoints' implicit rewards, a neutral shift."""
 
 from __future__ import annotations
 

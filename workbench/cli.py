@@ -230,6 +230,46 @@ def winrate(files: tuple[Path, ...], baseline: str | None, quiet: bool, as_json:
         emit(plain)
 
 
+@main.command()
+@click.option("--policy", required=True, metavar="P", help="Trained policy: folder or hub id.")
+@click.option("--reference", required=True, metavar="R", help="The policy that it was trained from.")
+@click.option("--reward-model", required=True, metavar="M", help="Sequence classifier with one output.")
+@click.option("--data", required=True, metavar="FILE", help="Pairs (any format of compare); prompts, with --samples.")
+@click.option("--beta", default=0.1, show_default=True, help="DPO's beta: scales the implicit reward.")
+@click.option("--per-token", is_flag=True, help="Divide the implicit reward by the response's length in tokens.")
+@click.option("--samples", default=0, metavar="N", help="Also compare on N samples a prompt of policy and reference.")
+@click.option("--max-response-tokens", default=128, show_default=True, help="Longest sample.")
+@click.option("--stop-token-id", "stop_token_ids", multiple=True, type=int, help="Ends a response; default: EOS.")
+@click.option("--limit", type=click.IntRange(min=1), help="Read only the first rows.")
+@click.option("--drop-invalid", is_flag=True, help="Count broken rows instead of stopping.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of samples and resampling.")
+@click.option("--batch-size", default=64, show_default=True, help="Sequences at once.")
+@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
+@home_option
+@click.option("--quiet", "-q", is_flag=True, help="No progress, no table; errors only.")
+@common
+def agree(home: Path, quiet: bool, as_json: bool, **request: Any) -> None:
+    """Compare DPO's implicit reward with a reward model on any checkpoints. Nothing is trained.
+
+    P and R need no training of ours: any DPO checkpoint and what it started from. All three must share a tokenizer.
+    """
+    from pipelines.agree import Request
+    from pipelines.agree import agree as measure
+    from workbench.report.agreement import print_agreement
+    from workbench.report.terminal import make_console
+    from workbench.report.wording import clean
+
+    def say(line: str) -> None:
+        if not quiet:
+            click.echo(clean(line), err=True)
+
+    found = measure(Request(**request), home.absolute(), say)
+    if not quiet:
+        print_agreement(found["sets"], make_console(stderr=as_json))
+    if as_json:
+        emit(found)
+
+
 @main.group()
 def judge() -> None:
     """Give pairs of responses to people, blind."""

@@ -13,14 +13,8 @@ from workbench.evidence import Responses
 from workbench.measure_pairs import PairReader
 from workbench.measure_scope import Scope, plain
 from workbench.metrics.agreement import accuracy_difference, agreement_on_pairs, agreement_on_samples, error_consistency
-from workbench.metrics.agreement_parts import (
-    GAP_BUCKETS,
-    bucketed,
-    correlation_with_length,
-    per_token,
-    quantile_edges,
-    standardized,
-)
+from workbench.metrics.agreement_parts import GAP_BUCKETS, bucketed, quantile_edges, standardized
+from workbench.metrics.agreement_sets import details
 from workbench.metrics.calibration import ordered_like, reward_model_quality
 from workbench.metrics.calibration_of_pairs import Temperature, calibration_of_pairs, fitted_temperatures
 from workbench.metrics.estimates import Array, mean_by_cluster
@@ -30,7 +24,6 @@ from workbench.results_agreement import AgainstGold, Agreement, Calibration
 from workbench.results_base import E
 
 HELD_OUT, SHIFTED, OOD = "heldout", "temperature_shift", "ood"
-TERCILES = 3
 
 
 def on_policy(label: str) -> str:
@@ -118,20 +111,15 @@ class Rewards:
         reference = None if self.gap_reference is None else self.sets[self.gap_reference]
         if reference is not None and reference.gold is not None and pairs.gold is not None:
             edges = quantile_edges(np.abs(reference.gold), GAP_BUCKETS)
-        parts = self.scope.rng(11)
         return found.model_copy(
-            update={
-                "truth": pairs.truth_kind,
+            update=details(pairs, self.scope.rng(11))
+            | {
                 "calibration": self._calibration(pairs),
                 "against_gold": self._against_gold(pairs) if pairs.truth_kind == "label" else None,
-                "by_kl": self._terciles(pairs, pairs.mean_kl),
-                "by_length": self._terciles(pairs, pairs.mean_tokens),
                 "by_gold_gap": bucketed(_by_gold(pairs), None if pairs.gold is None else np.abs(pairs.gold), edges),
                 "standardized": None
                 if reference is None or name == self.gap_reference
                 else standardized(_by_gold(pairs), reference, str(self.gap_reference)),
-                "length": correlation_with_length(pairs, parts),
-                "per_token": per_token(pairs, parts),
             }
         )
 
@@ -147,10 +135,6 @@ class Rewards:
             gold=joined("gold") if self.scope.has_gold else None,
             seeds=[run for run, one in samples for _ in one.prompts] if len(samples) > 1 else None,
         )
-
-    def _terciles(self, pairs: PairMargins, by: Array | None) -> list[Any]:
-        """Thirds of the set's own pairs; none where all are equal, as the SFT's log-ratios to itself are."""
-        return [] if by is None or np.ptp(by) < 1e-9 else bucketed(pairs, by, quantile_edges(by, TERCILES))
 
     def _calibration(self, pairs: PairMargins) -> Calibration | None:
         """Against fresh labels where annotators can be asked, else the pairs' own; never against gold's order."""
