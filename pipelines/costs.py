@@ -15,7 +15,7 @@ def arm_cost(graph: Graph, records: Mapping[str, StageRecord], label: str, runs:
     own: list[str] = []
     for run in runs:
         roles = graph.arms[label, run]
-        own += [roles[role] for role in ("policy", "pool", "selector_scores") if role in roles]
+        own += [roles[role] for role in ("relabeled", "policy", "pool", "selector_scores") if role in roles]
         if label == "sft":
             own += [instance for instance in ("sft",) if instance not in own]
     upstream: dict[str, None] = {}

@@ -27,9 +27,11 @@ from pipelines.graph_base import (
 from pipelines.graph_data import data_and_sft
 from pipelines.graph_evaluation import candidate_pool, follow, generations, scores, selector_column
 from pipelines.graph_judges import judgments
+from pipelines.graph_labels import labeled_pairs, learning_order, ppo_reward, teacher
 from pipelines.graph_rewards import checkpoint_rewards, held_out_margins, temperature_shift
 from pipelines.sources import Origin
 from workbench.config import DPO, GRPO, PPO, RLOO, BestOfN, Comparison
+from workbench.config_labels import GIVEN
 from workbench.stages import External
 
 __all__ = ["Graph", "build_graph"]
@@ -47,11 +49,15 @@ def build_graph(comparison: Comparison, origin: Origin) -> Graph:
     for run in comparison.seeds.runs:
         shared = dict(base)
         rewards = {name: _reward_model(graph, shared, name, run) for name in comparison.reward_models}
-        for label, arm in comparison.arms.items():
+        for label in learning_order(comparison.arms):
+            arm = comparison.arms[label]
+            source = teacher(arm, comparison.arms)
+            if source is not None and "selected" not in graph.arms[source, run]:
+                follow(graph, shared, rewards, source, run)
             if isinstance(arm, DPO):
-                _dpo(graph, shared, label, arm, run)
+                _dpo(graph, shared, rewards, label, arm, run)
             elif isinstance(arm, PPO):
-                _ppo(graph, shared, label, arm, rewards[arm.reward], run)
+                _ppo(graph, shared, rewards, label, arm, run)
             elif isinstance(arm, RLOO | GRPO):
                 _sister(graph, shared, label, arm, rewards[arm.reward], run)
         _evaluate(graph, shared, rewards, run)
@@ -63,7 +69,7 @@ def _evaluate(graph: Graph, shared: dict[str, str], rewards: Mapping[str, str], 
     comparison, evaluation = graph.comparison, graph.comparison.evaluation
     straight = evaluation.temperature == 1.0 and evaluation.top_p == 1.0
     for label, arm in comparison.arms.items():
-        if not isinstance(arm, BestOfN):
+        if not isinstance(arm, BestOfN) and "selected" not in graph.arms[label, run]:
             follow(graph, shared, rewards, label, run)
     implicit = implicit_arm(comparison)
     wanted = [implicit] if implicit is not None else []
@@ -81,6 +87,9 @@ def _evaluate(graph: Graph, shared: dict[str, str], rewards: Mapping[str, str], 
     if any(isinstance(arm, BestOfN) for arm in comparison.arms.values()):
         pool = candidate_pool(graph, shared, rewards, run)
         kl_pool = pool if straight else candidate_pool(graph, shared, rewards, run, for_kl=True)
+        # The optimal tilt reads every scorer's column of the pool at temperature 1.
+        sft["tilt_pool"] = kl_pool["candidates"]
+        sft |= {f"tilt_scores/{name}": instance for name, instance in kl_pool.items() if name != "candidates"}
         for label, arm in comparison.arms.items():
             if isinstance(arm, BestOfN):
                 _best_of_n(graph, label, arm, rewards, run, pool)
@@ -92,7 +101,9 @@ def _evaluate(graph: Graph, shared: dict[str, str], rewards: Mapping[str, str], 
             roles["generations"] = generations(graph, shared, "test", label, run)
         if not straight and not isinstance(arm, BestOfN):
             roles["kl"] = generations(graph, shared, "test", label, run, for_kl=True)
-        roles["scores"] = scores(graph, shared, roles["generations"], rewards, wanted, (label, "test"), run)
+        own = teacher(arm, comparison.arms) if isinstance(arm, PPO) else None
+        columns = list(dict.fromkeys([*wanted, *([own] if own is not None else [])]))
+        roles["scores"] = scores(graph, shared, roles["generations"], rewards, columns, (label, "test"), run)
     judgments(graph, shared, dict(rewards), run)
     roles = graph.arms["sft", run]
     roles["margins"] = held_out_margins(graph, shared, rewards, wanted, run)
@@ -109,22 +120,23 @@ def _reward_model(graph: Graph, shared: dict[str, str], name: str, run: int) -> 
     )  # fmt: skip
 
 
-def _dpo(graph: Graph, shared: dict[str, str], label: str, arm: DPO, run: int) -> None:
+def _dpo(graph: Graph, shared: dict[str, str], rewards: Mapping[str, str], label: str, arm: DPO, run: int) -> None:
     told = {name: value for name, value in training(graph).items() if name in ("trust_remote_code", "lora")}
-    config = arm.model_dump(mode="json", exclude={"kind"}) | told
-    names = ("sft", "pairs", "reference_logprobs")
+    config = arm.model_dump(mode="json", exclude={"kind", "labels", "labels_rule"}) | told
+    pairs = labeled_pairs(graph, shared, rewards, arm, run)
     policy = graph.add(
-        "dpo", (label, f"seed={run}"), "pipelines.dpo:run", config, {name: shared[name] for name in names},
+        "dpo", (label, f"seed={run}"), "pipelines.dpo:run", config, {"sft": shared["sft"]} | pairs,
         seed=derive(run, "dpo"), packages=trainer_packages(graph, TRAINING_PACKAGES),
     )  # fmt: skip
-    graph.arms[label, run] = {"policy": policy}
+    graph.arms[label, run] = {"policy": policy} | ({"relabeled": pairs["pairs"]} if arm.labels != GIVEN else {})
 
 
-def _ppo(graph: Graph, shared: dict[str, str], label: str, arm: PPO, reward: str, run: int) -> None:
-    config = arm.model_dump(mode="json", exclude={"kind", "reward"}) | training(graph)
+def _ppo(graph: Graph, shared: dict[str, str], rewards: Mapping[str, str], label: str, arm: PPO, run: int) -> None:
+    reward, told = ppo_reward(graph, rewards, arm, run)
+    config = arm.model_dump(mode="json", exclude={"kind", "reward"}) | training(graph) | told
     policy = graph.add(
         "ppo", (label, f"seed={run}"), "pipelines.ppo:run", config,
-        {"sft": shared["sft"], "reward_model": reward, "prompts": shared["prompts"]},
+        {"sft": shared["sft"], "prompts": shared["prompts"]} | reward,
         seed=derive(run, "ppo"), packages=trainer_packages(graph, MODEL_PACKAGES),
     )  # fmt: skip
     graph.arms[label, run] = {"policy": policy}

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipelines.sources import Origin
 from workbench.config import DPO, Arm, Comparison
+from workbench.config_labels import GIVEN
 from workbench.stages import External, Resources, Stage
 
 TRAINING_PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "tokenizers", "numpy", "safetensors")
@@ -71,15 +72,19 @@ def derive(seed: int, name: str) -> int:
 def tag(arm: Arm, arms: Mapping[str, Arm]) -> str:
     """Names an arm by its settings, so that renaming redraws nothing: itself, or the DPO arm it selects by."""
     settings = arm.model_dump(mode="json")
-    if settings.get("reward") in arms:
-        settings["reward"] = "implicit"
+    if settings.get("labels") == GIVEN:  # the data's own labels redraw nothing
+        del settings["labels"], settings["labels_rule"]
+    for name in ("reward", "labels"):
+        if settings.get(name) in arms:
+            settings[name] = "implicit"
     text = json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def implicit_arm(comparison: Comparison) -> str | None:
-    """The DPO arm whose implicit reward is held against the explicit one: the first."""
-    return next((label for label, arm in comparison.arms.items() if isinstance(arm, DPO)), None)
+    """The DPO arm whose implicit reward is held against the explicit one: the first on the data's labels, if any."""
+    arms = [(label, arm) for label, arm in comparison.arms.items() if isinstance(arm, DPO)]
+    return next((label for label, arm in [*(one for one in arms if one[1].labels == GIVEN), *arms]), None)
 
 
 def sampling_seed(comparison: Comparison, run: int, name: str) -> int:

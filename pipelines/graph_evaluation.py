@@ -10,6 +10,7 @@ from pipelines.graph_base import (
     decoding,
     gold,
     gold_inputs,
+    implicit_arm,
     sampling_seed,
     scoring,
     tag,
@@ -100,10 +101,13 @@ def candidate_pool(
     pool = {"candidates": candidates}
     if comparison.gold is not None:
         pool["gold"] = scores(graph, shared, candidates, {}, [], (*tags, "gold"), run)
-    for name in dict.fromkeys([comparison.proxy, *(arm.reward for arm in arms)]):
-        explicit, implicit = ({name: rewards[name]}, []) if name in rewards else ({}, [name])
+    # The first DPO arm's implicit reward too: the optimal tilt by either reward is read off one pool.
+    implicit = implicit_arm(comparison)
+    names = [comparison.proxy, *(arm.reward for arm in arms), *([implicit] if implicit is not None else [])]
+    for name in dict.fromkeys(names):
+        explicit, own = ({name: rewards[name]}, []) if name in rewards else ({}, [name])
         column = selector_column(name, rewards)
-        pool[column] = scores(graph, shared, candidates, explicit, implicit, (*tags, name), run, with_gold=False)
+        pool[column] = scores(graph, shared, candidates, explicit, own, (*tags, name), run, with_gold=False)
     return pool
 
 

@@ -62,7 +62,9 @@ class PPO(Section):
     """Policy gradient on the explicit reward minus a KL penalty."""
 
     kind: Literal["ppo"] = Field(default="ppo", description="Kind of arm.")
-    reward: Label = Field(default="main", description="Name of a reward model.")
+    reward: Label = Field(
+        default="main", description="Name of a reward model, or label of a dpo arm (its implicit reward)."
+    )
     kl_coef: float = Field(default=0.1, ge=0, description="Weight of the KL penalty per token, in reward per nat.")
     updates: Count = Field(default=55, description="Rollout batches, each followed by training on it.")
     batch_size: Annotated[int, Field(ge=2)] = Field(default=128, description="Responses per update.")
@@ -179,6 +181,15 @@ class BestOfN(Section):
 
     @model_validator(mode="before")
     @classmethod
+    labels: Label = Field(
+        default="given",
+        description="Whose labels the training pairs carry: given (the data's), a reward model's, or those of another "
+        "dpo arm's implicit reward.",
+    )
+    labels_rule: Literal["sample", "argmax"] = Field(
+        default="sample",
+        description="How a reward labels a pair: drawn from sigmoid(margin), which keeps its strength, or by its sign.",
+    )
     def _null_is_default(cls, raw: Any) -> Any:
         return _without_nulls(raw, ("report_n", "pool"))
 

@@ -13,6 +13,7 @@ from workbench.config_arms import ARM_KINDS, DPO, GRPO, PPO, RLOO, SFT, Arm, Bes
 from workbench.config_base import RESERVED_LABELS, SLUG, Label, Problem, Section, refuse
 from workbench.config_decision import Decision
 from workbench.config_judges import CONNECTION, RESERVED_JUDGES, Judge
+from workbench.config_labels import label_problems
 from workbench.config_sections import (
     Data,
     Evaluation,
@@ -156,15 +157,15 @@ class Comparison(Section):
             if label in self.reward_models:
                 message = f"'{label}' is a reward model's name as well; rename one, so that `reward` is unambiguous"
                 found.append((("arms", label), message))
-            if isinstance(arm, PPO | RLOO | GRPO) and arm.reward not in self.reward_models:
+            if isinstance(arm, RLOO | GRPO) and arm.reward not in self.reward_models:
                 message = f"got '{arm.reward}', expected a reward model ({models})"
                 if arm.reward in self.arms:
                     message += f": an arm's implicit reward cannot be trained on with {arm.kind}"
                 found.append((("arms", label, "reward"), message))
-            if isinstance(arm, BestOfN) and arm.reward not in self.reward_models and arm.reward not in dpo_arms:
+            if isinstance(arm, PPO | BestOfN) and arm.reward not in {*self.reward_models, *dpo_arms}:
                 usable = f"expected a reward model ({models}) or a dpo arm ({', '.join(dpo_arms) or 'there is none'})"
                 found.append((("arms", label, "reward"), f"got '{arm.reward}', {usable}"))
-        return found
+        return [*found, *label_problems(self.arms, self.reward_models)]
 
     def _judging_problems(self) -> list[Problem]:
         """Judges need what they judge by, and the selector must not be the judge."""

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from workbench.data.records_io import read_jsonl
-from workbench.match import ONLINE
 from workbench.data.simulate import count_words
+from workbench.match import ONLINE
 from workbench.metrics.best_of_n import best_of_n_value
 from workbench.metrics.estimates import Array, cluster_mean, interval_of_mean, mean_by_cluster, means_within
 from workbench.metrics.frontier import best_of_n_judged
@@ -202,7 +202,7 @@ class Artifacts:
             straight = self.responses(label, run, "kl", "kl_scores") if self.has(label, run, "kl") else samples
             return ArmRun(label=label, kind="sft", seed=run, samples=samples, kl=straight)
         if arm["kind"] == "best_of_n":
-            selector = f"proxy/{arm['reward']}" if self.is_reward(arm["reward"], run) else f"implicit/{arm['reward']}"
+            selector = self.column(arm["reward"], run)
             pool = self._pool(label, run, "")
             return ArmRun(
                 label=label, kind="best_of_n", seed=run, samples=samples, kl=None, n=arm["n"], selector=selector,
@@ -219,7 +219,7 @@ class Artifacts:
             seed=run,
             samples=samples,
             kl=self.responses(label, run, "kl") if self.has(label, run, "kl") else samples,
-            own=f"proxy/{arm['reward']}" if arm["kind"] in ONLINE else None,
+            own=self.column(arm["reward"], run) if arm["kind"] in ONLINE else None,
             implicit_beta=arm["beta"] if arm["kind"] == "dpo" else None,
             diverged=f"{diverged['reason']} (step {diverged['step']})" if diverged else None,
             selected=selected | {"step": step},
@@ -229,6 +229,10 @@ class Artifacts:
         """A best-of-n arm's candidates with the columns of the shared proxy, of gold and of its own selector."""
         scores = [f"{prefix}{name}" for name in ("pool_scores", "pool_gold", "selector_scores")]
         return self.responses(label, run, f"{prefix}pool", *(one for one in scores if self.has(label, run, one)))
+
+    def column(self, reward: str, run: int) -> str:
+        """Column of a reward model's scores, or of a DPO arm's implicit reward."""
+        return f"proxy/{reward}" if self.is_reward(reward, run) else f"implicit/{reward}"
 
     def is_reward(self, name: str, run: int) -> bool:
         """Whether a name is an explicit reward model's."""

@@ -35,10 +35,13 @@ class RewardLineage:
     Args:
         name: Reward model's name, or the label of the DPO arm whose implicit reward it is.
         sft_tensors: Digest of the tensors that its trunk was initialised from.
+        pair_rows: Pairs that it was trained on, where the arm trains on pairs with its labels: as a set, whatever
+            their labels are.
     """
 
     name: str
     sft_tensors: str | None
+    pair_rows: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +123,8 @@ class Side:
         parametrization: What was trained from the SFT: "full", or the adapters' settings; a reward model's beside it
             where that differs.
         pair_rows: Preference pairs behind the signal, as token ids whatever their order: DPO's own, else those of
-            its reward.
+            its reward. As a set: where an arm declares other labels, with every turn of a pair undone.
+        labels: Of a DPO arm, whose labels its pairs carry; None: the data's.
         filter: The filter's report (which rows were dropped, and why).
         splits: split -> digest of its prompt ids (`prompt_set_digest`).
         eval_prompts: prompt set -> digest of the prompt ids in order (`prompt_order_digest`).
@@ -141,6 +145,7 @@ class Side:
     critic_sft_tensors: str | None = None
     parametrization: str | None = None
     pair_rows: str | None = None
+    labels: str | None = None
     filter: str | None = None
     splits: Mapping[str, str] = field(default_factory=dict)
     eval_prompts: Mapping[str, str] = field(default_factory=dict)
@@ -193,7 +198,7 @@ def certificate(
         ("evaluated_policy", _evaluated_policy(_of(sides, *TRAINED))),
         (
             "reward_lineage",
-            _lineage(_of(sides, *ONLINE, "best_of_n"), start, _reward_start),
+            _lineage([s for s in sides if s.kind in (*ONLINE, "best_of_n") or s.labels], start, _reward_start),
         ),
         ("critic_lineage", _lineage(_of(sides, "ppo"), start, lambda s: s.critic_sft_tensors)),
         ("same_parametrization", _same(_of(sides, *ARMS), "trained", lambda s: s.parametrization)),
@@ -317,7 +322,11 @@ def _same_pairs(sides: Sequence[Side], train_pairs: str | None) -> tuple[Ok, str
     if rows is True and any(side.pair_rows != train_pairs for side in sides):
         rows, rows_told = False, f"{rows_told}, expected the train split's {_short(train_pairs or 'not recorded')}"
     kept, kept_told = _same(sides, "filter", lambda s: s.filter)
-    return (rows if rows == kept else False), f"{rows_told}; {kept_told}" if sides else rows_told
+    relabeled = [side for side in sides if side.labels]
+    if any(s.reward is None or s.reward.pair_rows is None or s.reward.pair_rows != train_pairs for s in relabeled):
+        rows, rows_told = False, f"{rows_told}; labels of a reward that was trained on other pairs"
+    declared = "".join(f"; {s.name}: the same pairs, labels of {s.labels}" for s in relabeled)
+    return (rows if rows == kept else False), f"{rows_told}; {kept_told}{declared}" if sides else rows_told
 
 
 def _disjoint_splits(sides: Sequence[Side], split_prompts: Mapping[str, Collection[str]] | None) -> tuple[Ok, str]:

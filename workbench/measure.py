@@ -21,6 +21,7 @@ from workbench.measure_diversity import DiversityMeasure
 from workbench.measure_rewards import Rewards
 from workbench.measure_scope import Scope, plain
 from workbench.measure_shifts import Shifts
+from workbench.measure_tilt import tilt_points
 from workbench.metrics.frontier import (
     bound_estimate,
     kl_fault,
@@ -66,6 +67,7 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
         ("overoptimization", curves.overoptimization),
         ("agreement", rewards.agreement),
         ("agreement_trajectory", shifts.trajectory),
+        ("tilt", lambda: tilt_points(scope)),
         ("generalization", shifts.generalization),
         ("disagreements", lambda: shown(listed)),
     )

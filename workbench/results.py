@@ -22,6 +22,7 @@ from workbench.results_base import KL, Compared, Count, E, Model, Probability, W
 from workbench.results_curves import FrontierPoint, Overoptimization
 from workbench.results_decision import Decision
 from workbench.results_diversity import Diversity
+from workbench.results_tilt import TiltPoint
 from workbench.types import Cost
 
 SCHEMA: Literal[1] = 1
@@ -271,6 +272,10 @@ class Results(Model):
     )
     agreement_trajectory: list[AgreementPoint] = Field(
         default_factory=list, description="Each DPO checkpoint's implicit reward against the explicit one"
+    )
+    tilt: list[TiltPoint] = Field(
+        default_factory=list,
+        description="What each reward could give at each KL with a perfect optimizer; empty without best-of-n's pools",
     )
     generalization: Generalization | None = Field(
         default=None, description="The two rewards away from where they were fitted; null without DPO or another set"

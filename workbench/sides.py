@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from workbench.config_labels import GIVEN
+from workbench.data.relabel import train_digests
 from workbench.evidence import Artifacts
 from workbench.match import (
     ONLINE,
@@ -94,7 +96,7 @@ def _lineage(
             "reference_tensors": generations["reference_tensors"],
             "reward": RewardLineage(name=arm["reward"], sft_tensors=selector["sft_tensors"]),
             "parametrization": _parametrization(selector),
-            "pair_rows": selector["consumed_pairs"],
+            "pair_rows": _pairs_behind(artifacts, arm["reward"], run, selector["consumed_pairs"]),
             "filter": selector["pairs_filter"],
         }
     facts = training["facts"]
@@ -104,7 +106,7 @@ def _lineage(
         "sft_tensors": facts["sft_tensors"],
         "reference_tensors": facts["reference_tensors"],
         "parametrization": _parametrization(facts),
-        "pair_rows": facts["consumed_pairs"],
+        "pair_rows": _pairs_behind(artifacts, label if kind == "dpo" else arm["reward"], run, facts["consumed_pairs"]),
         "filter": facts["pairs_filter"],
         "selected_tensors": next(
             one["tensors"] for one in training["checkpoints"] if one["name"] == selected["checkpoint"]
@@ -114,7 +116,7 @@ def _lineage(
         "selection": Selection(rule=selected["rule"], metric=selected["metric"], split="validation" if best else None),
     }
     if kind in ONLINE:
-        judge = json.loads((artifacts.inputs[f"reward/{arm['reward']}/{run}"] / "index.json").read_text())["facts"]
+        judge = _reward_facts(artifacts, arm["reward"], run)
         if _parametrization(judge) != found["parametrization"]:
             found["parametrization"] += f", its reward model {_parametrization(judge)}"
         found["reward"] = RewardLineage(name=arm["reward"], sft_tensors=facts["reward_trunk_start"])
@@ -122,7 +124,32 @@ def _lineage(
         # The critic must start from the reward model: equal tensors share its lineage, others stand for themselves.
         same = facts["critic_tensors"] == facts["reward_tensors"]
         found["critic_sft_tensors"] = facts["reward_trunk_start"] if same else facts["critic_tensors"]
+    if kind == "dpo" and (source := arm.get("labels", GIVEN)) != GIVEN:
+        judge = _reward_facts(artifacts, source, run)
+        behind = _pairs_behind(artifacts, source, run, judge["consumed_pairs"])
+        found["reward"] = RewardLineage(name=source, sft_tensors=judge["sft_tensors"], pair_rows=behind)
+        told = artifacts.json(label, run, "relabeled", "facts.json")
+        found["labels"] = f"{source} by {told['rule']}, {told['turned']} of {told['pairs']} turned"
     return found
+
+
+def _reward_facts(artifacts: Artifacts, name: str, run: int) -> Mapping[str, Any]:
+    """What the training of a reward wrote: a reward model's, or that of the DPO arm whose implicit reward it is."""
+    path = artifacts.inputs.get(f"reward/{name}/{run}") or artifacts.path(name, run, "policy")
+    facts: Mapping[str, Any] = json.loads((path / "index.json").read_text(encoding="utf-8"))["facts"]
+    return facts
+
+
+def _pairs_behind(artifacts: Artifacts, source: str, run: int, consumed: str) -> str:
+    """Digest of the pairs behind a reward or a DPO arm; where it declares other labels, with every turn undone.
+
+    Both digests come from the ids of the relabeled pairs: what was consumed must be them, and only then are they
+    taken for the pairs that they were made of.
+    """
+    if not artifacts.has(source, run, "relabeled"):
+        return consumed
+    made, restored = train_digests(artifacts.path(source, run, "relabeled"))
+    return restored if consumed == made else consumed
 
 
 def _parametrization(facts: Mapping[str, Any]) -> str:
