@@ -36,6 +36,17 @@ def test_bradley_terry_margin_is_an_offset_inside_the_loss() -> None:
     assert float(loss) == pytest.approx(math.log(2))
 
 
+def test_dpo_with_a_likelihood_term_by_hand() -> None:
+    """Responses of 2 and 1 tokens: the term is the mean of the three, not the mean of the two means."""
+    logprobs = torch.tensor([[-1.0, -2.0], [-6.0, float("nan")]])
+    mask = torch.tensor([[True, True], [True, False]])
+    given = (torch.tensor([-7.0, -7.0]), torch.tensor([-4.0, -4.0]), torch.tensor([-5.0, -5.0]), 0.5)
+    plain = o.dpo_loss(torch.tensor([-3.0, -6.0]), *given)
+    assert o.nll_loss(logprobs, mask).item() == pytest.approx(3.0)
+    assert o.dpo_nll_loss(logprobs, mask, *given, 0.25).item() == pytest.approx(plain.item() + 0.75)
+    assert o.dpo_nll_loss(logprobs, mask, *given, 0.0).item() == pytest.approx(plain.item())
+
+
 def test_dpo_loss_by_hand() -> None:
     # log-ratios +1 and -2, beta .5: margin 1.5
     loss = o.dpo_loss(torch.tensor([-3.0]), torch.tensor([-7.0]), torch.tensor([-4.0]), torch.tensor([-5.0]), 0.5)
