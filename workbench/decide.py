@@ -117,7 +117,7 @@ def _too_far(arm: Arm, most: float) -> str | None:
     """A limit is kept where the upper end of the KL's interval keeps it; best-of-n's bound is an upper end itself."""
     assert arm.seq_kl is not None  # of arms that did not diverge
     kl = arm.seq_kl
-    end = kl.high if kl.high is not None else kl.value
+    end = kl.value if kl.high is None or kl.kl_kind == "bound" else kl.high
     if end is None:
         return f"its KL is not known: {kl.method}"
     if end <= most:
