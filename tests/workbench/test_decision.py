@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-
 from results_example import cost, estimate
 from results_example import results as example
+
 from workbench.config import AnswerCost
 from workbench.config import Decision as Rule
 from workbench.decide import decide
@@ -118,7 +118,8 @@ def test_more_follows_the_formula() -> None:
     assert 256 + more == pytest.approx(256 * (0.02 * 2.8016 / 0.04) ** 2, rel=0.02)
     assert more_seeds(one, 0.03, 1) is None  # one seed says nothing of seeds
     stricter = more_prompts(one, 0.03, 10)
-    assert stricter is not None and stricter > more
+    assert stricter is not None
+    assert stricter > more
 
 
 def test_more_of_the_wrong_kind_is_refused() -> None:
@@ -133,7 +134,8 @@ def test_more_of_the_wrong_kind_is_refused() -> None:
 def test_more_may_show_equivalence_instead() -> None:
     level = pair("a", "b", 0.501, prompt_se=0.02, seeds=1)
     more = more_prompts(level, 0.03, 1)
-    assert more is not None and more < 10_000  # to find a difference of 0.001 would take 3 million
+    assert more is not None
+    assert more < 10_000
     assert leader(["b", "a"], settle([level], 0.03)) == "a"
 
 
@@ -179,11 +181,14 @@ def test_keeping_the_sft_may_win() -> None:
 def test_undecided_says_what_would_settle_it() -> None:
     found = decide(whole(ppo_dpo=0.52, ppo_best_of_n=0.6, dpo_best_of_n=0.6), Rule(), "gold")
     assert (found.verdict, set(found.arms)) == ("undecided", {"ppo", "dpo"})
-    assert found.more is not None and found.more.seeds is None and found.more.prompts is not None
+    assert found.more is not None
+    assert found.more.seeds is None
+    assert found.more.prompts is not None
     assert f"bout {found.more.prompts} more prompts" in found.sentence
     assert "how many seeds it takes is not known from one" in found.sentence
     five = decide(whole(5, ppo_dpo=0.52, ppo_best_of_n=0.6, dpo_best_of_n=0.6), Rule(), "gold")
-    assert five.more is not None and (five.more.seeds is not None or "seeds alone will not do" in five.more.reason)
+    assert five.more is not None
+    assert five.more.seeds is not None or "seeds alone will not do" in five.more.reason
 
 
 def test_equivalent_names_the_cheapest() -> None:
@@ -261,7 +266,8 @@ def test_an_arm_that_diverged_is_not_eligible() -> None:
 def test_a_judge_that_saw_the_baseline_only_cannot_choose_between_arms() -> None:
     found = decide(changed(whole(), head_to_head=[]), Rule(), "gold")
     assert found.verdict == "undecided"
-    assert found.more is not None and found.more.prompts is None
+    assert found.more is not None
+    assert found.more.prompts is None
     assert "opponents: all" in found.more.reason
 
 

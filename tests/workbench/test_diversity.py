@@ -108,6 +108,7 @@ def test_entropy_of_a_known_policy() -> None:
         tokens[str(prompt)] = lengths.astype(float)
     values = entropy_per_token(logprobs, tokens)
     told = mean_by_cluster(list(values.values()), list(values))
-    assert told.low is not None and told.high is not None
+    assert told.low is not None
+    assert told.high is not None
     assert told.low < -(p * np.log(p)).sum() < told.high
     assert told.high - told.low < 0.1
