@@ -3,6 +3,7 @@
     pip install --no-deps --target DIR trl==1.12.0
     python benchmarks/head_to_head.py --json --against-trl DIR [--config quickstart] [--scale S] [--repeats R]
         [--order ours-first|theirs-first] [--their-threads probe|1|2] [--out FILE]
+        [--markdown docs/performance.md]
 
 Ours is `workbench compare` on a fresh home, with its certificate, intervals, figures and MLflow. Theirs are the scripts
 in `benchmarks/scripts_today/`, one process after the other: SFT, pairs (sampled and labeled), reward model, DPO for
@@ -32,6 +33,7 @@ import yaml
 if __package__ in (None, ""):  # started as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.fill_performance import fill
 from benchmarks.head_to_head_plan import (
     critical_path,
     export,
@@ -272,6 +274,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="where the temporary folder goes")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--out", type=Path, help="write the JSON there, too")
+    parser.add_argument("--markdown", type=Path, metavar="PAGE", help="fill this page's tables")
     options = parser.parse_args(arguments)
     if not 0.0 < options.scale <= 1.0:
         parser.error(f"--scale {options.scale}: expected more than 0 and at most 1")
@@ -289,6 +292,8 @@ def main() -> None:
     text = json.dumps(figures, indent=1)
     if options.out:
         options.out.write_text(text)
+    if options.markdown:
+        fill(options.markdown, figures)
     print(text if options.json else told(figures))
     if not figures["equal_work"]:
         rows = [row for run in figures["runs"] for row in run["work"] if not row["equal"]]

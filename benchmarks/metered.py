@@ -35,8 +35,7 @@ class Spent:
 
 def metered(command: Sequence[str], *, env: Mapping[str, str], stdout: Path, stderr: Path) -> Spent:
     """Runs a command to its end; its orphans become this process's children, so that their CPU time is counted too."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _adopt_orphans(True)
     mine = {child.pid for child in psutil.Process().children()}
     before = _children_cpu_s()
     with stdout.open("wb") as out, stderr.open("wb") as errors:
@@ -44,7 +43,13 @@ def metered(command: Sequence[str], *, env: Mapping[str, str], stdout: Path, std
         code = subprocess.run(command, env=dict(env), stdout=out, stderr=errors, check=False).returncode
         wall_s = time.monotonic() - start
     _reap({child.pid for child in psutil.Process().children()} - mine)
+    _adopt_orphans(False)
     return Spent(wall_s=wall_s, cpu_s=_children_cpu_s() - before, code=code)
+
+
+def _adopt_orphans(wanted: bool) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)
 
 
 def _children_cpu_s() -> float:

@@ -1,6 +1,7 @@
 """How cost and memory grow with pairs, prompts, n and response length. Prints one JSON object.
 
-    python benchmarks/scaling.py --json [--axis pairs]... [--repeats R] [--figure docs/figures/scaling.png] [--out FILE]
+    python benchmarks/scaling.py --json [--axis pairs]... [--repeats R] [--out FILE]
+        [--figure docs/figures/scaling.png] [--markdown docs/performance.md]
 
 Comparisons of the smoke config's tiny model run at several sizes of one thing, all else fixed, one stage at a time.
 What is measured is each stage's own record: CPU seconds, and peak memory of its worker process above what a worker
@@ -27,6 +28,7 @@ import yaml
 if __package__ in (None, ""):  # started as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.fill_performance import fill
 from benchmarks.scaling_axes import AXES, Axis, base
 from benchmarks.slopes import exponent, of_repeats
 from pipelines.compare import prepare
@@ -141,7 +143,7 @@ def draw(figures: Mapping[str, Any], path: Path) -> None:
     shapes = [("o", "-"), ("s", "--"), ("^", "-."), ("D", ":"), ("v", (0, (5, 1))), ("P", (0, (3, 1, 1, 1, 1, 1)))]
     colors = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
     axes = figures["axes"]
-    figure, grid = pyplot.subplots(2, len(axes), figsize=(3.6 * len(axes), 6.4), squeeze=False)
+    figure, grid = pyplot.subplots(2, len(axes), figsize=(3.6 * len(axes), 7.6), squeeze=False)
     for column, one in enumerate(axes.values()):
         for number, (line, stage) in enumerate(one["stages"].items()):
             marker, dashes = shapes[number]
@@ -158,8 +160,10 @@ def draw(figures: Mapping[str, Any], path: Path) -> None:
         grid[0, column].plot(ends, steepest * ends / ends[-1], color="0.75", linewidth=0.9, zorder=0)
         grid[0, column].set(xscale="log", yscale="log", title=f"{one['unit']}\n({one['note']})")
         grid[0, column].title.set_fontsize(9)
-        grid[0, column].legend(frameon=False, fontsize=7)
         grid[1, column].set(xscale="log", xlabel=one["unit"])
+        handles, labels = grid[0, column].get_legend_handles_labels()
+        place = {"loc": "upper left", "bbox_to_anchor": (-0.05, -0.2)}  # below both panels: no line runs through it
+        grid[1, column].legend(handles, labels, **place, frameon=False, fontsize=8)
         grid[1, column].set_ylim(bottom=0)
         for cell in grid[:, column]:
             cell.set_xticks(one["sizes"], [str(size) for size in one["sizes"]])
@@ -215,12 +219,15 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="PNG to draw")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--out", type=Path, help="write the JSON there, too")
+    parser.add_argument("--markdown", type=Path, metavar="PAGE", help="fill this page's tables")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     figures = measure(options.axis or list(AXES), options.repeats, options.shrink)
     text = json.dumps(figures, indent=1)
     if options.out:
         options.out.write_text(text)
+    if options.markdown:
+        fill(options.markdown, figures)
     if options.figure:
         draw(figures, options.figure)
     print(text if options.json else told(figures))

@@ -110,7 +110,7 @@ AXES: Mapping[str, Axis] = {
         sizes=(16, 32, 64, 128),
         change=longer_responses,
         stages={"sample": "generations[ppo,test", "score": "scores[ppo,test", "PPO": "ppo["},
-        note="128 responses; PPO: two updates of 64 responses",
+        note="128 responses; PPO: 2 updates of 64",
     ),
 }  # fmt: skip
 

@@ -1,0 +1,169 @@
+"""Fills the tables of docs/performance.md from what `head_to_head.py` and `scaling.py` measured.
+
+    python benchmarks/fill_performance.py FILE.json... [--page docs/performance.md]
+
+A table stands between `<!-- BENCHMARK:TABLE -->` and `<!-- end -->`; the tables are the functions below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # started as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.fill_docs import estimate, table
+from workbench.report.wording import number, seconds
+
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+BLOCK = re.compile(r"(<!-- ([\w-]+):([\w-]+) -->\n).*?(<!-- end -->)", re.S)
+
+
+def machine(figures: Mapping[str, Any]) -> str:
+    """One sentence on where and how it was measured."""
+    versions = ", ".join(f"{name} {version}" for name, version in figures["versions"].items() if version)
+    told = f"{figures['cores']} cores; {versions}."
+    if "scale" not in figures:
+        return f"{figures['repeats']} repeats; load before the run {figures['load_before']}; {told}\n"
+    loads = ", ".join(str(run["load_before"]) for run in figures["runs"])
+    orders = ", ".join(run["order"] for run in figures["runs"])
+    part = "" if figures["scale"] == 1.0 else f" at scale {figures['scale']}: a try, not the result"
+    ppo = "" if figures["with_ppo"] else " Without PPO on either side."
+    return f"Config {figures['config']}{part}; {orders}; load before each run {loads}; {told}{ppo}\n"
+
+
+def sides(figures: Mapping[str, Any]) -> str:
+    """Wall and CPU time of both sides, run by run, and the ratios."""
+    rows = []
+    for run in figures["runs"]:
+        ours, theirs = run["ours"], run["theirs"]
+        rows += [
+            ["wall", seconds(ours["wall_s"]), seconds(theirs["wall_s"]), number(run["ratio_wall"])],
+            ["CPU", seconds(ours["cpu_s"]), seconds(theirs["cpu_s"]), number(run["ratio_cpu"])],
+        ]
+    for name, field in (("wall, all runs", "ratio_wall"), ("CPU, all runs", "ratio_cpu")):
+        rows.append([name, "", "", estimate(figures[field])])
+    return table(("", "workbench", "scripts", "ratio"), rows)
+
+
+def steps(figures: Mapping[str, Any]) -> str:
+    """Seconds by step, of the last run."""
+    ours, theirs = (figures["runs"][-1][side] for side in ("ours", "theirs"))
+    names = [*theirs["steps"], *(name for name in ours["steps"] if name not in theirs["steps"])]
+    rows = []
+    for name in names:
+        mine, other = ours["steps"].get(name), theirs["steps"].get(name)
+        rows.append(
+            [
+                name,
+                seconds(mine["stage_wall_s"]) if mine else "–",
+                seconds(mine["cpu_s"]) if mine else "–",
+                seconds(other["wall_s"]) if other else "–",
+                seconds(other["cpu_s"]) if other else "–",
+                seconds(other["imports_s"]) if other else "–",
+                str(other["threads"]) if other else "–",
+            ]
+        )
+    rows.append(["outside stages", "–", seconds(ours["outside_stages_cpu_s"]), "–", "–", "–", "–"])
+    header = ("step", "stages, wall", "stages, CPU", "script, wall", "script, CPU", "of it imports", "threads")
+    return table(header, rows)
+
+
+def floors(figures: Mapping[str, Any]) -> str:
+    """What our wall time could not go below with these stages."""
+    ours = figures["runs"][-1]["ours"]
+    path = " → ".join(ours["critical_path"])
+    return (
+        table(
+            ("", "seconds"),
+            [
+                ["wall time", number(ours["wall_s"])],
+                ["longest chain of stages that wait for each other", number(ours["critical_path_s"])],
+                [f"sum of stages over {ours['workers']} workers", number(ours["stages_over_workers_s"])],
+            ],
+        )
+        + f"\nThe chain: {path}.\n"
+    )
+
+
+def work(figures: Mapping[str, Any]) -> str:
+    """Steps and samples of both sides."""
+    rows = [[row["what"], str(row["ours"]), str(row["theirs"])] for row in figures["runs"][-1]["work"]]
+    return table(("", "workbench", "scripts"), rows)
+
+
+def threads(figures: Mapping[str, Any]) -> str:
+    """What the probe found for each script."""
+    if figures["probe"] is None:
+        return "No probe was made.\n"
+    tried = figures["probe"]["work_s"]
+    counts = list(next(iter(tried.values())))
+    rows = [[name, *(seconds(one[count]) for count in counts)] for name, one in tried.items()]
+    return table(("script", *(f"{count} thread(s)" for count in counts)), rows)
+
+
+def growth(figures: Mapping[str, Any]) -> str:
+    """Exponents and memory of every stage on every axis."""
+    rows = []
+    for one in figures["axes"].values():
+        for line, stage in one["stages"].items():
+            peaks = [sum(column) / len(column) for column in zip(*stage["above_idle_mb"], strict=True)]
+            rows.append(
+                [
+                    f"{one['unit']}, {one['sizes'][0]} to {one['sizes'][-1]}",
+                    line,
+                    estimate(stage["exponent"]),
+                    estimate(stage["exponent_upper"]),
+                    stage["linear_or_better"],
+                    f"{number(peaks[0])} to {number(peaks[-1])}",
+                    estimate(stage["memory_kb_per_unit"]),
+                    stage["memory_flat"],
+                ]
+            )
+    header = (
+        "what grows", "stage", "exponent", "of the three largest", "linear or better", "peak above idle, MB",
+        "kB per unit", "flat",
+    )  # fmt: skip
+    return table(header, rows)
+
+
+TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "machine": machine, "sides": sides, "steps": steps, "floors": floors, "work": work, "threads": threads,
+    "growth": growth,
+}  # fmt: skip
+
+
+def fill(page: Path, figures: Mapping[str, Any]) -> int:
+    """Rewrites the tables of one benchmark on a page; returns how many there were."""
+    filled = 0
+
+    def made(block: re.Match[str]) -> str:
+        nonlocal filled
+        if block[2] != figures["benchmark"]:
+            return block[0]
+        filled += 1
+        return block[1] + TABLES[block[3]](figures) + block[4]
+
+    page.write_text(BLOCK.sub(made, page.read_text(encoding="utf-8")), encoding="utf-8")
+    return filled
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    options = parser.parse_args()
+    for file in options.files:
+        figures = json.loads(file.read_text())
+        print(f"{figures['benchmark']}: {fill(options.page, figures)} tables")
+
+
+if __name__ == "__main__":
+    main()
