@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.report import wording
+from workbench.report import wording, wording_curves
 from workbench.report.wording import interval, number
 
 ROOT = Path(__file__).parents[1]
@@ -114,7 +114,7 @@ def points(results: Any, arm: str, first: str) -> str:
     rows = [
         [one["label"], wording.kl_text(one["seq_kl"]), estimate(one["proxy_reward"]), estimate(one["gold_reward"])]
         for one in results["frontier"]
-        if one["arm"] == arm and not one["label"].endswith("(test)")
+        if one["arm"] == arm and not one["label"].endswith("(test)") and one.get("selector", "own") == "own"
     ]
     step = math.ceil(len(rows) / MOST_POINTS)
     return table((first, "KL", "proxy", "gold"), rows[:-1:step] + rows[-1:])
@@ -123,8 +123,62 @@ def points(results: Any, arm: str, first: str) -> str:
 def forms(results: Any) -> str:
     """Over-optimization: falls and fitted forms."""
     names = ("drop_from_peak", "alpha", "beta", "peak_kl")
-    rows = [[one["arm"], *(estimate(one[name]) for name in names)] for one in results["overoptimization"]]
-    return table(("arm", "fall of gold from its best point", "alpha", "beta", "fitted peak, KL"), rows)
+    rows = [
+        [
+            wording_curves.turning_arm(one),
+            one["form"],
+            *(estimate(one[name]) for name in names),
+            number(one.get("residual_rms")) if one.get("residual_rms") is not None else "–",
+            wording.p_text(one.get("lack_of_fit_p")) if one.get("lack_of_fit_p") is not None else "–",
+        ]
+        for one in results["overoptimization"]
+    ]
+    header = (
+        "arm",
+        "form",
+        "fall of gold from its best point",
+        "alpha",
+        "beta",
+        "fitted peak, KL",
+        "residual",
+        "p of the fit",
+    )
+    return table(header, rows)
+
+
+def turns(results: Any) -> str:
+    """Over-optimization: onset, proxy since gold's best point, gap, flag; a row an arm."""
+    rows = [
+        [
+            wording_curves.turning_arm(one),
+            *(estimate(one.get(name)) for name in ("drop_from_peak", "proxy_since_peak", "onset_kl", "gap")),
+            {True: "yes", False: "no"}.get(one.get("goodhart"), "–"),
+        ]
+        for one in wording_curves.turns(results)
+    ]
+    header = ("arm", "gold from its best point", "proxy since", "onset, KL", "proxy less gold, SD", "Goodhart")
+    return table(header, rows)
+
+
+def matched(results: Any) -> str:
+    """Gold of every arm at the same KLs."""
+    rows = [one for one in results["matched_kl"] if one["against"] is None]
+    kls = sorted({one["kl"] for one in rows})
+    found = {(one["arm"], one["kl"]): estimate(one["estimate"]) for one in rows}
+    arms_ = dict.fromkeys(one["arm"] for one in rows)
+    return table(
+        ("arm", *(f"KL {kl:g}" for kl in kls)), [[arm, *(found.get((arm, kl), "–") for kl in kls)] for arm in arms_]
+    )
+
+
+def area(results: Any) -> str:
+    """Mean gold over the KLs in common, and differences."""
+    rows = [
+        [one["arm"] + (f" less {one['against']}" if one["against"] else ""),
+         "–" if one["kl_to"] is None else f"0 to {number(one['kl_to'])}", estimate(one["estimate"]), one["kl_kind"]]
+        for one in results["frontier_area"]
+    ]  # fmt: skip
+    return table(("arm", "KL", "mean gold over KL", "kind of KL"), rows)
 
 
 def reward_model(results: Any) -> str:
@@ -145,6 +199,9 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "duels": duels,
     "agreement": agreement,
     "forms": forms,
+    "turns": turns,
+    "matched": matched,
+    "area": area,
     "reward-model": reward_model,
     "ppo-points": lambda results: points(results, "ppo", "PPO, on validation prompts"),
     "bon-points": lambda results: points(results, "best_of_n", "best-of-n, on test prompts"),

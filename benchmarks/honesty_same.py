@@ -87,11 +87,32 @@ def by_arm(results: Mapping[str, Any], old_names: Mapping[str, str]) -> dict[str
         "arms": {old[label]: arm for label, arm in results["arms"].items()},
         "head_to_head": duels,
         "ranking": {old[row["arm"]]: row["rating"] for row in results["ranking"]},
-        "frontier": {f"{old[point['arm']]} {point['label']}": point | {"arm": 0} for point in results["frontier"]},
-        "overoptimization": {old[row["arm"]]: row | {"arm": 0} for row in results["overoptimization"]},
+        "frontier": {f"{of_pool(point, old)} {point['label']}": point | {"arm": 0} for point in results["frontier"]},
+        "overoptimization": {
+            f"{of_pool(row, old)} {row['form']}": row | {"arm": 0} for row in results["overoptimization"]
+        },
+        "matched_kl": dict(same_way_round(row, old, "kl") for row in results["matched_kl"]),
+        "frontier_area": dict(same_way_round(row, old, "kl_to") for row in results["frontier_area"]),
         "agreement": agreement,
         "match": {check["name"]: check["ok"] for check in results["match"]["checks"]},
     }
+
+
+def of_pool(row: Mapping[str, Any], old: Mapping[str, str]) -> str:
+    """Whose row it is; what gold picks from the pool stands at one of the arms that draw from it, whichever."""
+    return "gold selector" if row["selector"] == "gold" else old[row["arm"]]
+
+
+def same_way_round(row: Mapping[str, Any], old: Mapping[str, str], at: str) -> tuple[str, dict[str, Any]]:
+    """A row of matched KL or area under the old names, every difference with the earlier name first."""
+    a, b = old[row["arm"]], None if row["against"] is None else old[row["against"]]
+    one = dict(row["estimate"])
+    if b is not None and a > b and one["value"] is not None:
+        a, b = b, a
+        ends = {"low": one["high"], "high": one["low"]}
+        one |= {"value": -one["value"]} | {name: None if end is None else -end for name, end in ends.items()}
+    rest = {key: value for key, value in row.items() if key not in ("arm", "against", "estimate", at)}
+    return f"{a} {b} {row[at] if at == 'kl' else ''}", rest | {"estimate": one, at: row[at]}
 
 
 def unchanged(case: str, found: Differences, n: int) -> Finding:

@@ -195,6 +195,8 @@ def assemble(
     measured, arms = parts.pop("arms"), {}
     parts["frontier"].sort(key=lambda point: order.index(point["arm"]))
     parts["overoptimization"].sort(key=lambda one: order.index(one["arm"]))
+    for name in ("matched_kl", "frontier_area"):
+        parts[name].sort(key=lambda one: (order.index(one["arm"]), order.index(one["against"] or "sft")))
     sets = ["heldout", *(f"on_policy/{label}" for label in order), "temperature_shift", "ood"]
     parts["agreement"] = {name: parts["agreement"][name] for name in sets if name in parts["agreement"]}
     for label in order:

@@ -64,6 +64,8 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
         ("head_to_head", measure.duels),
         ("ranking", measure.rating),
         ("frontier", curves.frontier),
+        ("matched_kl", curves.matched),
+        ("frontier_area", curves.areas),
         ("overoptimization", curves.overoptimization),
         ("agreement", rewards.agreement),
         ("agreement_trajectory", shifts.trajectory),

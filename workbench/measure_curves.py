@@ -1,23 +1,32 @@
-"""The curves of the measure stage: reward against KL, and where the proxy parts from gold."""
+"""The curves of the measure stage: reward against KL, also at matched KL, and where the proxy parts from the truth."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 
 from workbench.config_base import BASELINE
-from workbench.evidence import ArmRun, Responses, mean_over
+from workbench.evidence import ArmRun, mean_over
+from workbench.measure_lines import Lines, pools_of, sizes_up_to
 from workbench.measure_scope import Scope, plain
-from workbench.metrics.best_of_n import best_of_n_value, bound_kl
-from workbench.metrics.estimates import Array
-from workbench.metrics.frontier import best_of_n_point, checkpoint_point, with_pareto
+from workbench.measure_truth import Truths
+from workbench.metrics import matched_kl
+from workbench.metrics.estimates import mean_by_cluster
+from workbench.metrics.fits import Form
+from workbench.metrics.frontier import best_of_n_point, checkpoint_point
+from workbench.metrics.lines import Line, Selector
 from workbench.metrics.overoptimization import overoptimization, refused
-from workbench.metrics.win_rate import win_rate
+from workbench.metrics.pareto import pareto
+from workbench.metrics.win_rate import Judged, win_rate
 from workbench.results_base import KL, E
 from workbench.results_curves import FrontierPoint, Overoptimization
+
+# Gao et al. fitted RL and best-of-n; which of the two forms direct alignment follows is open, so it gets both.
+FORMS: dict[str, tuple[Form, ...]] = {"best_of_n": ("bon",), "dpo": ("rl", "bon")}
 
 
 class Curves:
@@ -25,59 +34,85 @@ class Curves:
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
+        self.lines = Lines(scope)
+
+    @property
+    def reward(self) -> Literal["gold_reward", "proxy_reward"]:
+        """What curves are about: gold where there is one."""
+        return "gold_reward" if self.scope.has_gold else "proxy_reward"
+
+    # -------------------------------------------------------------------------------------------- frontier
 
     def frontier(self) -> list[dict[str, Any]]:
         """`frontier`: checkpoints on validation prompts, selected policies on test prompts, best-of-n at every n."""
+        lines: list[Line] = []
         points: list[FrontierPoint] = []
         for label, runs in self.scope.arms.items():
             if runs[0].kind == "best_of_n":
-                points += self._pool_points(label, runs)
+                for selector in self._selectors(label):
+                    lines.append(self.lines.pool(label, self._sizes(label), selector))
+                    points += self._pool_points(label, runs, selector, lines[-1])
                 continue
-            points += self._trajectory_points(label)
-            points.append(self._final_point(label, runs))
-        return [plain(point) for point in with_pareto(points, "gold_reward" if self.scope.has_gold else "proxy_reward")]
+            if (found := self.lines.trajectory(label)) is not None:
+                lines.append(found[0])
+                points += self._trajectory_points(label, found[1])
+            final = self.lines.final(label, runs)
+            if final is not None:
+                lines.append(final)
+            points.append(self._final_point(label, runs, final))
+        flags = iter([flag for line in pareto(lines, self.scope.rng(10)) for flag in line])
+        shown = []
+        for point in points:
+            drawn = point.label not in ("sft (test)", "selected (test)") or point.proxy_reward is not None
+            flag = next(flags) if drawn else None
+            shown.append(point.model_copy(update={"pareto": flag[0], "pareto_share": flag[1]}) if flag else point)
+        return [plain(point) for point in shown]
 
-    def _final_point(self, label: str, runs: Sequence[ArmRun]) -> FrontierPoint:
-        # Answers drawn at another temperature have scores; the samples that KL is measured on have none but the SFT's.
-        straight = label == BASELINE or all(one.kl is one.samples for one in runs)
+    def _sizes(self, label: str) -> tuple[int, ...]:
+        return tuple(self.scope.blocks[label]["report_n"])
+
+    def _selectors(self, label: str) -> tuple[Selector, ...]:
+        """Its own; and, once in a comparison, at the arm with the largest n, what gold would pick from the pool."""
+        largest = max(self._sizes(one)[-1] for one, runs in self.scope.arms.items() if runs[0].kind == "best_of_n")
+        first = next(
+            one
+            for one, runs in sorted(self.scope.arms.items())
+            if runs[0].kind == "best_of_n" and self._sizes(one)[-1] == largest
+        )
+        return ("own", "gold") if self.scope.has_gold and label == first else ("own",)
+
+    def _final_point(self, label: str, runs: Sequence[ArmRun], line: Line | None) -> FrontierPoint:
         if label == BASELINE:
             runs = [replace(one, samples=one.kl or one.samples) for one in runs]
         rate = None
-        if label != BASELINE and straight and self.scope.judges[0] == "gold":
+        if label != BASELINE and line is not None and self.scope.judges[0] == "gold":
             against = self.scope.arms[BASELINE]
             rate = E.of(win_rate([one.judged("gold") for one in runs], [one.judged("gold") for one in against]))
         return FrontierPoint(
             arm=label,
             label="selected (test)" if label != BASELINE else "sft (test)",
             seq_kl=KL.of(mean_over(runs, "seq_kl"), kl_kind="mc_k1"),
-            proxy_reward=E.of(mean_over(runs, f"proxy/{self.scope.proxy}")) if straight else None,
-            gold_reward=E.of(mean_over(runs, "gold")) if straight and self.scope.has_gold else None,
+            proxy_reward=E.of(mean_over(runs, f"proxy/{self.scope.proxy}")) if line is not None else None,
+            gold_reward=E.of(mean_over(runs, "gold")) if line is not None and self.scope.has_gold else None,
             win_rate=rate,
+            prompt_set="test",
         )
 
-    def _trajectories(self, label: str) -> dict[int, dict[str, Any]]:
-        return {
-            run: self.scope.artifacts.json(label, run, "trajectory", "trajectory.json")
-            for run in self.scope.seeds
-            if self.scope.artifacts.has(label, run, "trajectory")
-        }
-
-    def _trajectory_points(self, label: str) -> list[FrontierPoint]:
-        found: dict[int, list[tuple[int, list[str], dict[str, Any]]]] = {}
-        trajectories = self._trajectories(label)
-        for run, trajectory in trajectories.items():
-            for point in trajectory["points"]:
-                if point["step"] == 0 and point["name"] != "sft":
-                    continue  # an arm that diverged at once kept the SFT as its checkpoint: it is there already
-                found.setdefault(point["step"], []).append((run, trajectory["prompt_id"], point))
+    def _trajectory_points(self, label: str, steps: Sequence[int]) -> list[FrontierPoint]:
+        found = self.lines.trajectories(label)
         points = []
-        for step, rows in sorted(found.items()):
-            if len(rows) < len(trajectories):
-                continue  # a mean over the seeds that got this far would be one of survivors
+        for step in steps:
+            rows = [(run, one["prompt_id"], _point(one, step)) for run, one in found.items()]
 
-            def joined(name: str, rows: Sequence[tuple[int, list[str], dict[str, Any]]] = rows) -> list[float]:
+            def joined(name: str, rows: Sequence[Any] = rows) -> list[float]:
                 return [value for _, _, point in rows for value in point[name]]
 
+            rate = None
+            if self.scope.has_gold and step > 0:
+                rate = win_rate(
+                    [_judged(prompts, point["gold"]) for _, prompts, point in rows],
+                    [_judged(one["prompt_id"], one["points"][0]["gold"]) for one in found.values()],
+                )
             points.append(
                 checkpoint_point(
                     label,
@@ -87,91 +122,107 @@ class Curves:
                     seq_kl=joined("seq_kl"),
                     proxy_reward=joined("proxy"),
                     gold_reward=joined("gold") if self.scope.has_gold else None,
+                    win_rate=rate,
                     step=step,
+                    prompt_set="validation",
                 )
             )
         return points
 
-    def _pool_points(self, label: str, runs: Sequence[ArmRun]) -> list[FrontierPoint]:
-        pools, selectors = _pools(runs)
+    def _pool_points(self, label: str, runs: Sequence[ArmRun], selector: Selector, line: Line) -> list[FrontierPoint]:
+        pools, own = pools_of(runs)
         straight = [replace(one, samples=one.kl or one.samples) for one in self.scope.arms[BASELINE]]
-        baseline = [one.judged("gold") for one in straight] if self.scope.has_gold else None
+        golds = [pool.by_prompt("gold") for pool in pools] if self.scope.has_gold else None
+        if selector == "gold":
+            assert golds is not None
+            own = [{p: v for p, v in gold.items() if not np.isnan(v).any()} for gold in golds]
+        assert line.kl_slack is not None
+        labels = [(seed, prompt) for seed in line.seeds for prompt in line.prompts]
         return [
             best_of_n_point(
                 label,
                 n,
-                selector=selectors,
+                selector=own,
                 proxy=[pool.by_prompt(f"proxy/{self.scope.proxy}") for pool in pools],
-                gold=[pool.by_prompt("gold") for pool in pools] if self.scope.has_gold else None,
-                baseline=baseline,
+                gold=golds,
+                baseline=[one.judged("gold") for one in straight] if self.scope.has_gold else None,
+                kl_slack=E.of(
+                    mean_by_cluster(
+                        line.kl_slack[:, :, k].ravel(), [prompt for _, prompt in labels], None,
+                        [seed for seed, _ in labels] if len(line.seeds) > 1 else None,
+                    )
+                ),
+                picked_by=selector,
             )
-            for n in self.scope.blocks[label]["report_n"]
-        ]
+            for k, n in enumerate(self._sizes(label))
+        ]  # fmt: skip
 
-    def overoptimization(self) -> list[dict[str, Any]]:
-        """`overoptimization`: Gao's forms and the drop from the best point; needs gold."""
-        if not self.scope.has_gold:
-            return []
-        found: list[Overoptimization] = []
+    # ------------------------------------------------------------------------------------------ matched KL
+
+    @cached_property
+    def _matched(self) -> matched_kl.Curves:
+        lines: list[Line] = []
         for label, runs in self.scope.arms.items():
             if runs[0].kind == "best_of_n":
-                found.append(self._pool_turn(label, runs, self.scope.rng(3)))
-            elif trajectories := self._trajectories(label):
-                found.append(_trajectory_turn(label, trajectories, self.scope.rng(3)))
+                lines.append(self.lines.pool(label, sizes_up_to(self._sizes(label)[-1])))
+            elif (found := self.lines.trajectory(label)) is not None:
+                lines.append(found[0])
+        return matched_kl.Curves(lines, self.scope.rng(11))
+
+    def matched(self) -> list[dict[str, Any]]:
+        """`matched_kl`: every arm, and every two, at the same KLs."""
+        return [plain(one) for one in matched_kl.matched(self._matched, self.reward)]
+
+    def areas(self) -> list[dict[str, Any]]:
+        """`frontier_area`: mean reward over the KLs that arms have in common."""
+        return [plain(one) for one in matched_kl.areas(self._matched, self.reward)]
+
+    # ----------------------------------------------------------------------------------- over-optimization
+
+    def overoptimization(self) -> list[dict[str, Any]]:
+        """`overoptimization`: the turn and Gao's forms; without gold by a judge or by the other reward models."""
+        found: list[Overoptimization] = []
+        truths = None if self.scope.has_gold else Truths(self.scope)
+        for label, runs in self.scope.arms.items():
+            forms = FORMS.get(runs[0].kind, ("rl",))
+            if label == BASELINE:
+                continue
+            if truths is not None:
+                found += truths.turn(label, forms, self.scope.rng(3))
+            elif runs[0].kind == "best_of_n":
+                start = self.lines.pool_start(label)
+                for selector in self._selectors(label):
+                    line = self.lines.pool(label, self._sizes(label), selector)
+                    found += overoptimization(line, start, forms, self.scope.rng(3))
+            elif (lined := self.lines.trajectory(label)) is not None:
+                line, steps = lined
+                if len(steps) < 2:
+                    why = "refused: a run diverged before its first checkpoint, so there is no line"
+                    found += [refused(label, form, why) for form in forms]
+                    continue
+                start = self.lines.trajectory_start(label)
+                found += overoptimization(_without_sft(line), start, forms, self.scope.rng(3))
         return [plain(one) for one in found]
 
-    def _pool_turn(self, label: str, runs: Sequence[ArmRun], rng: np.random.Generator) -> Overoptimization:
-        pools, selectors = _pools(runs)
-        sizes = self.scope.blocks[label]["report_n"]
-        names = list(selectors[0])
-        table = np.zeros((len(runs), len(names), len(sizes)))
-        start = np.zeros((len(runs), len(names)))
-        for at, (pool, selector) in enumerate(zip(pools, selectors, strict=True)):
-            gold = pool.by_prompt("gold")
-            for row, prompt in enumerate(names):
-                start[at, row] = gold[prompt].mean()
-                table[at, row] = [best_of_n_value(selector[prompt], gold[prompt], n) for n in sizes]
-        kl = [bound_kl(n) for n in sizes]
-        return of_these_seeds(overoptimization(label, "bon", kl, table.mean(0), start.mean(0), names, rng), len(runs))
+
+def _point(trajectory: dict[str, Any], step: int) -> dict[str, Any]:
+    """The first of a step: an arm that diverged at once kept the SFT as its checkpoint, and it is there already."""
+    found: dict[str, Any] = next(point for point in trajectory["points"] if point["step"] == step)
+    return found
 
 
-def _pools(runs: Sequence[ArmRun]) -> tuple[list[Responses], list[dict[str, Array]]]:
-    """Best-of-n's pool at temperature 1 and its selecting scores by prompt, one a run seed."""
-    pools = [one.kl_pool for one in runs if one.kl_pool is not None]
-    return pools, [pool.by_prompt(str(runs[0].selector)) for pool in pools]
+def _without_sft(line: Line) -> Line:
+    return replace(
+        line,
+        labels=line.labels[1:],
+        kl=line.kl[:, :, 1:],
+        proxy=line.proxy[:, :, 1:],
+        gold=None if line.gold is None else line.gold[:, :, 1:],
+    )
 
 
-def _trajectory_turn(
-    label: str, trajectories: Mapping[int, dict[str, Any]], rng: np.random.Generator
-) -> Overoptimization:
-    """Over-optimization along the checkpoints, means over run seeds; points that every seed reached."""
-    steps = [{point["step"] for point in one["points"]} for one in trajectories.values()]
-    shared = sorted(set.intersection(*steps) - {0})
-    if not shared:
-        return refused(label, "rl", "refused: a run diverged before its first checkpoint, so there is no line")
-    prompts = next(iter(trajectories.values()))["prompt_id"]
-    names = list(dict.fromkeys(prompts))
-    row = np.array([names.index(prompt) for prompt in prompts])
-    count = np.bincount(row)
-
-    def table(column: str, step: int) -> Array:
-        per_seed = []
-        for one in trajectories.values():
-            values = next(point[column] for point in one["points"] if point["step"] == step)
-            per_seed.append(np.bincount(row, weights=np.array(values, dtype=np.float64)) / count)
-        mean: Array = np.mean(per_seed, axis=0)
-        return mean
-
-    kl = [float(table("seq_kl", step).mean()) for step in shared]
-    gold = np.stack([table("gold", step) for step in shared], axis=1)
-    return of_these_seeds(overoptimization(label, "rl", kl, gold, table("gold", 0), names, rng), len(trajectories))
-
-
-def of_these_seeds(found: Overoptimization, seeds: int) -> Overoptimization:
-    """Says in each method that a mean over run seeds was resampled by prompt alone."""
-    if seeds == 1:
-        return found
-    note = f"; mean of these {seeds} run seeds, no seed variance"
-    parts = {name: getattr(found, name) for name in ("alpha", "beta", "peak_kl", "drop_from_peak")}
-    told = {name: part.model_copy(update={"method": part.method + note}) for name, part in parts.items() if part}
-    return found.model_copy(update=told)
+def _judged(prompts: Sequence[str], values: Sequence[float]) -> Judged:
+    scores: dict[str, list[float]] = {}
+    for prompt, value in zip(prompts, values, strict=True):
+        scores.setdefault(prompt, []).append(value)
+    return Judged(scores=scores)

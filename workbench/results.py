@@ -19,7 +19,7 @@ from workbench.errors import DataError
 from workbench.results_agreement import Agreement, AgreementPoint, Disagreement, Generalization
 from workbench.results_annotators import Annotators
 from workbench.results_base import KL, Compared, Count, E, Model, Probability, WinRate
-from workbench.results_curves import FrontierPoint, Overoptimization
+from workbench.results_curves import FrontierArea, FrontierPoint, MatchedKL, Overoptimization
 from workbench.results_decision import Decision
 from workbench.results_diversity import Diversity
 from workbench.results_tilt import TiltPoint
@@ -266,6 +266,12 @@ class Results(Model):
     head_to_head: list[HeadToHead]
     ranking: list[Rating]
     frontier: list[FrontierPoint]
+    matched_kl: list[MatchedKL] = Field(
+        default_factory=list, description="Reward of every arm, and difference of every two, at the same KLs"
+    )
+    frontier_area: list[FrontierArea] = Field(
+        default_factory=list, description="The same as means over the KLs that arms have in common"
+    )
     overoptimization: list[Overoptimization]
     agreement: dict[str, Agreement | None] = Field(
         description="heldout, on_policy/sft, on_policy/LABEL, temperature_shift, ood"
@@ -298,6 +304,8 @@ class Results(Model):
             raise ValueError("arms must hold 'sft', the baseline of every comparison")
         named = {n for h in self.head_to_head for n in (h.a, h.b)} | {p.arm for p in self.frontier}
         named |= {r.arm for r in self.ranking} | {o.arm for o in self.overoptimization}
+        named |= {n for m in self.matched_kl for n in (m.arm, m.against or m.arm)}
+        named |= {n for m in self.frontier_area for n in (m.arm, m.against or m.arm)}
         if unknown := sorted(named - set(self.arms)):
             raise ValueError(f"arms {', '.join(unknown)} are named but not described")
         return self

@@ -172,6 +172,8 @@ def frontier_points(results: Mapping[str, Any], unix_ms: int) -> list[Point]:
     seen: dict[str, int] = {}
     several = len({entry.get("seed") for entry in results.get("frontier") or ()}) > 1
     for entry in results.get("frontier") or ():
+        if entry.get("selector", "own") != "own":
+            continue  # what gold would pick is no arm's curve
         arm = str(entry["arm"])
         arm += f"/seed_{entry['seed']}" if several and entry.get("seed") is not None else ""
         step = seen[arm] = seen.get(arm, -1) + 1

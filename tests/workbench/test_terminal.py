@@ -12,7 +12,7 @@ import pytest
 from results_example import estimate, results
 from rich.console import Console
 
-from workbench.report import wording
+from workbench.report import wording, wording_curves
 from workbench.report.live import LiveView
 from workbench.report.summary import escape, markdown, note, write_report
 from workbench.report.terminal import make_console, print_plan, print_results
@@ -120,7 +120,7 @@ def test_verdict_turns_duels_round_and_keeps_to_holm() -> None:
 
 
 def test_overoptimization_needs_an_interval_above_zero() -> None:
-    (ppo_alarm, ppo), (other_alarm, other) = wording.overoptimization_lines(results())
+    (ppo_alarm, ppo), (other_alarm, other) = wording_curves.overoptimization_lines(results())
     assert ppo_alarm
     assert "gold fell by 0.42 [0.22, 0.62]" in ppo
     assert "proxy rose by 1.26" in ppo
@@ -135,7 +135,7 @@ def test_a_fall_of_gold_and_proxy_together_is_no_overoptimization() -> None:
         point["proxy_reward"] = point["proxy_reward"] and point["proxy_reward"] | {
             "value": -point["proxy_reward"]["value"]
         }
-    (alarm, ppo), _ = wording.overoptimization_lines(fallen)
+    (alarm, ppo), _ = wording_curves.overoptimization_lines(fallen)
     assert alarm
     assert "proxy fell by 1.26" in ppo
     assert ppo.endswith("it got worse by its own proxy too.")

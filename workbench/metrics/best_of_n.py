@@ -4,12 +4,14 @@ Drawing n of a pool of N without replacement and keeping the best picks the cand
 probability C(r - 1, n - 1) / C(N, n). Averaging with these weights uses the whole pool; the naive maximum of the
 first n candidates throws most of it away.
 
-Source: Nakano et al. 2021 (WebGPT) and Gao et al. 2022 for the estimator; Stiennon et al. 2020, G.3, for the bound.
+Source: Nakano et al. 2021 (WebGPT) and Gao et al. 2022 for the estimator; Stiennon et al. 2020, G.3, for the bound;
+Beirami et al. 2024, https://arxiv.org/abs/2401.01879, theorem 3.1: it is one, and exact without atoms.
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -33,17 +35,25 @@ def best_of_n_weights(proxy: Values, n: int) -> Array:
     """
     scores = _checked(proxy, n)
     size = len(scores)
+    by_rank = _by_rank(size, n)
+    order = np.argsort(scores, kind="stable")
+    _, tied, counts = np.unique(scores[order], return_inverse=True, return_counts=True)
+    weights = np.empty(size)
+    weights[order] = (np.bincount(tied, weights=by_rank) / counts)[tied]
+    return weights
+
+
+@lru_cache(maxsize=256)
+def _by_rank(size: int, n: int) -> Array:
+    """(N,) weights of the ranks from worst to best; not to be written to."""
     by_rank = np.zeros(size)
     by_rank[-1] = weight = n / size
     # C(r - 2, n - 1) / C(r - 1, n - 1) = (r - n) / (r - 1): no factorial is ever formed.
     for rank in range(size, n, -1):
         weight *= (rank - n) / (rank - 1)
         by_rank[rank - 2] = weight
-    order = np.argsort(scores, kind="stable")
-    _, tied, counts = np.unique(scores[order], return_inverse=True, return_counts=True)
-    weights = np.empty(size)
-    weights[order] = (np.bincount(tied, weights=by_rank) / counts)[tied]
-    return weights
+    by_rank.flags.writeable = False
+    return by_rank
 
 
 def best_of_n_value(proxy: Values, gold: Values, n: int) -> float:
@@ -69,6 +79,46 @@ def bound_kl(n: int) -> float:
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     return math.log(n) - (n - 1) / n
+
+
+def bound_slack(n: int, scores: Array, logprobs: Array) -> float:
+    """Estimate of how far log n - (n - 1)/n lies above best-of-n's KL at one prompt, in nats.
+
+    Texts that tie in score, and a text that the policy writes again and again, form an atom of the score's
+    distribution: mass m below which F lies. Best-of-n spreads what falls on it evenly, so its part of the KL is
+    g log g for the mean g of n u^(n-1) over the atom in place of the mean of n u^(n-1) log(n u^(n-1)): less, by
+    Jensen's inequality. The mean over the pool of that difference, each text with the atom that it belongs to, is its
+    integral over the whole distribution.
+
+    Args:
+        n: Candidates drawn.
+        scores: (N,) selecting scores of the pool.
+        logprobs: (N,) log-probability of each text under the policy that drew it.
+    """
+    size = len(scores)
+    if n == 1 or size < 2:
+        return 0.0
+    ordered = np.sort(scores)
+    below = np.searchsorted(ordered, scores, side="left")
+    ties = np.searchsorted(ordered, scores, side="right") - below
+    _, same, copies = np.unique(np.stack([scores, logprobs]), axis=1, return_inverse=True, return_counts=True)
+    # A text's own mass is known; what else has its score is counted. Copies of it are one text by both numbers.
+    mass = np.clip(np.exp(logprobs) + (ties - copies[same.ravel()]) / (size - 1), 0.0, 1.0)
+    low = np.minimum(below / (size - 1), 1.0 - mass)
+    high = low + mass
+    real = mass > 1e-9  # below it the difference is of the order of mass squared
+    if not real.any():
+        return 0.0
+    low, high, mass = low[real], high[real], mass[real]
+
+    def integral(u: Array) -> Array:  # of n u^(n-1) log(n u^(n-1))
+        safe = np.maximum(u, 1e-300)
+        return np.asarray(np.where(u > 0, u**n * (math.log(n) + (n - 1) * np.log(safe) - (n - 1) / n), 0.0))
+
+    gained = high**n - low**n
+    mean = gained / mass
+    lost = (integral(high) - integral(low)) / mass - mean * np.log(np.maximum(mean, 1e-300))
+    return float(min(np.maximum(lost, 0.0).sum() / size, bound_kl(n)))
 
 
 def best_of_n_samples(proxy: Values, n: int, k: int, rng: np.random.Generator) -> Index:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from workbench.metrics.best_of_n import best_of_n_value, best_of_n_weights, bound_kl
 from workbench.metrics.estimates import Labels, Values, mean_by_cluster
 from workbench.metrics.win_rate import Judged, win_rate
 from workbench.results_base import KL, E
-from workbench.results_curves import FrontierPoint
+from workbench.results_curves import FrontierPoint, PromptSet, Selector
 from workbench.types import Estimate
 
 
@@ -31,6 +30,7 @@ def checkpoint_point(
     seeds: Labels | None = None,
     seed: int | None = None,
     step: int | None = None,
+    prompt_set: PromptSet | None = None,
 ) -> FrontierPoint:
     """One checkpoint's point from its samples at temperature 1.
 
@@ -42,6 +42,7 @@ def checkpoint_point(
         win_rate: Against sft, where it was judged.
         seeds: (N,) run seed of each sample, where the point is over several.
         seed, step: Of a single run's checkpoint.
+        prompt_set: What the prompts are.
     """
 
     def mean(values: Values | None) -> E | None:
@@ -56,6 +57,7 @@ def checkpoint_point(
         win_rate=None if win_rate is None else E.of(win_rate),
         seed=seed,
         step=step,
+        prompt_set=prompt_set,
     )
 
 
@@ -92,6 +94,8 @@ def best_of_n_point(
     proxy: Sequence[Mapping[str, Values]] | None,
     gold: Sequence[Mapping[str, Values]] | None,
     baseline: Sequence[Judged] | None = None,
+    kl_slack: E | None = None,
+    picked_by: Selector = "own",
     seed: int | None = None,
 ) -> FrontierPoint:
     """The point of best-of-n at one n, from whole pools by order-statistic weights.
@@ -102,6 +106,8 @@ def best_of_n_point(
         selector: One mapping a run seed: prompt_id -> (N,) score that picks.
         proxy, gold: The same shape: what the figures are about (the selector's own score may be the proxy).
         baseline: sft's judged values, one a run seed, by the scorer behind `gold`; None for no win rate.
+        kl_slack: How far the bound lies above the KL, where that was estimated.
+        picked_by: `gold` where the selector is the gold reward itself, for comparison.
         seed: Of a single run.
     """
     keys = [(s, p) for s, pools in enumerate(selector) for p in pools]
@@ -123,30 +129,11 @@ def best_of_n_point(
         proxy_reward=mean(proxy),
         gold_reward=mean(gold),
         win_rate=won,
+        prompt_set="test",
+        selector=picked_by,
+        kl_slack=kl_slack,
         seed=seed,
     )
-
-
-def with_pareto(
-    points: Sequence[FrontierPoint], reward: Literal["gold_reward", "proxy_reward"] = "gold_reward"
-) -> list[FrontierPoint]:
-    """The points with their Pareto flag: none of the same kl_kind has at least the reward at most the KL, one strictly.
-
-    By point estimates; null where a point lacks the reward or the KL.
-    """
-    place = [
-        (p.seq_kl.kl_kind, p.seq_kl.value, r.value if (r := getattr(p, reward)) is not None else None) for p in points
-    ]
-
-    def flag(kind: str, kl: float | None, gain: float | None) -> bool | None:
-        if kl is None or gain is None:
-            return None
-        return not any(
-            k == kind and x is not None and y is not None and x <= kl and y >= gain and (x < kl or y > gain)
-            for k, x, y in place
-        )
-
-    return [p.model_copy(update={"pareto": flag(*where)}) for p, where in zip(points, place, strict=True)]
 
 
 def kl_fault(seq_kl: Estimate | E) -> str | None:

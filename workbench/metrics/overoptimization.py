@@ -1,175 +1,289 @@
-"""Over-optimization: Gao's forms fitted to gold reward against d = sqrt(KL), and the drop after the best point.
+"""Over-optimization: where gold parts from the proxy, and Gao's forms fitted to gold against d = sqrt(KL).
 
-Best-of-n: R(d) = d (alpha - beta d). RL: R(d) = d (alpha - beta log d). R is gold less the reference's gold on the
-same prompts. Both forms are linear in (alpha, beta), so the least-squares fit is the mean of one fit a prompt, and the
-intervals of alpha and beta are those of means (KL taken as known). beta > 0 alone is not over-optimization: best-of-n
-by the gold reward itself has it too. What says so is the drop, whose interval holds for all points at once, because
-the best of K noisy points looks better than it is.
+Best-of-n: R(d) = d (alpha - beta d). RL: R(d) = d (alpha - beta log d). R is gold less the reference's on the same
+prompts. beta > 0 alone is not over-optimization: best-of-n by the gold reward itself has it too. What says so is the
+drop from the best point, whose interval holds for all points at once, because the best of K noisy points looks better
+than it is; the Goodhart flag asks for the proxy's rise over the same stretch, within the same family.
 
-Source: Gao, Schulman & Hilton 2022, "Scaling laws for reward model overoptimization", eqs. 1-2; Romano & Wolf 2005
-(simultaneous intervals by the bootstrap of the largest deviation).
+All intervals carry the draw of prompts and, where there are several, of run seeds (`lines`).
+
+Source: Gao, Schulman & Hilton 2022, "Scaling laws for reward model overoptimization", eqs. 1-2; Rafailov et al. 2024,
+https://arxiv.org/abs/2406.02900 (the RL form for direct alignment); Romano & Wolf 2005 (simultaneous intervals by the
+bootstrap of the largest deviation); Hsu 1984 (which points may be the best).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from workbench.metrics.estimates import Array, Labels, mean_by_cluster, t_quantile
+from workbench.metrics.estimates import Array
+from workbench.metrics.fits import Form, fit, peak_kl, refusal
+from workbench.metrics.lines import RESAMPLES, Line, estimate, joint, means, prompt_draws, simultaneous
+from workbench.metrics.variance import Part, half_width_of
 from workbench.results_base import E
 from workbench.results_curves import Overoptimization
-from workbench.types import Estimate
 
-Form = Literal["bon", "rl"]
-MIN_POINTS = 4
 MIN_PROMPTS = 8
-MIN_SPREAD = 2.0  # largest d over smallest d: below it the two terms of the form cannot be told apart
+Truth = Literal["gold", "judge", "ensemble"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The reference's samples, in the line's seeds and prompts.
+
+    Args:
+        gold, proxy: (S, P) means of a prompt's samples.
+        gold_square, proxy_square: (S, P) means of their squares, for the standard deviation over samples; None where
+            a gain in standard deviations means nothing.
+    """
+
+    gold: Array
+    proxy: Array
+    gold_square: Array | None = None
+    proxy_square: Array | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Drawn:
+    """Means on all prompts and on each draw: (S, B + 1, K), the start's (S, B + 1); `deviation`: (gold's, proxy's)."""
+
+    kl: Array
+    gold: Array
+    proxy: Array
+    start_gold: Array
+    start_proxy: Array
+    deviation: tuple[Array, Array] | None
+    prompts: int
+    left_out: int
 
 
 def overoptimization(
-    arm: str,
-    form: Form,
-    kl: npt.ArrayLike,
-    gold: npt.ArrayLike,
-    reference_gold: npt.ArrayLike,
-    prompts: Labels,
+    line: Line,
+    start: Start,
+    forms: tuple[Form, ...],
     rng: np.random.Generator,
     *,
-    seed: int | None = None,
-    n_resamples: int = 1000,
-) -> Overoptimization:
-    """Fit, peak and drop of one arm's points in training order (best-of-n: rising n).
+    truth: Truth = "gold",
+    resamples: int = RESAMPLES,
+) -> list[Overoptimization]:
+    """Fit, peak, drop, onset and gap of one arm's points: a row a form, equal but for the fit.
 
     Args:
-        arm: Its label.
-        form: Gao's form for this kind of arm.
-        kl: (K,) nats at each point; a slightly negative estimate counts as 0.
-        gold: (P, K) mean gold of each prompt at each point; NaN = unscored: such a prompt is left out and counted.
-        reference_gold: (P,) mean gold of the reference's samples.
-        prompts: (P,) distinct prompts.
+        line: Its points, the reference not among them; `gold` is whatever stands for the truth.
+        start: The reference.
+        forms: Gao's forms to fit.
         rng: Seeded generator.
-        seed: Run seed that the points belong to.
-        n_resamples: Bootstrap draws.
+        truth: What `gold` is.
+        resamples: Draws of the prompts.
 
     Returns:
-        results.Overoptimization; what is refused has value None and the reason in `method`.
+        Rows of results.json; what is refused has value None and the reason in `method`.
 
     Raises:
-        ValueError: Shapes do not match.
+        ValueError: Shapes do not match, or the line has no gold.
     """
-    values, start, at = (np.asarray(v, dtype=np.float64) for v in (gold, reference_gold, kl))
-    if (
-        values.ndim != 2
-        or start.shape != (len(values),)
-        or at.shape != (values.shape[1],)
-        or len(prompts) != len(values)
-    ):
-        raise ValueError(
-            f"expected gold (P, K), reference_gold (P,), kl (K,), got {values.shape}, {start.shape}, {at.shape}"
-        )
-    keep = np.isfinite(values).all(axis=1) & np.isfinite(start)
-    left_out = int((~keep).sum())
-    names = [name for name, k in zip(prompts, keep, strict=True) if k]
-    values, start, d = values[keep], start[keep], np.sqrt(np.maximum(at, 0.0))
-    share = np.full(max(1, len(names)), 1 / max(1, len(names)))
-    counts = rng.multinomial(len(names), share, size=n_resamples).astype(np.float64)
-    drop = _drop(values, counts, left_out)
-    if reason := _refusal(d, len(names)):
-        none = _refused(reason, len(names), left_out)
-        return Overoptimization(arm=arm, form=form, alpha=none, beta=none, peak_kl=none, drop_from_peak=drop, seed=seed)
-    fits = (values - start[:, None]) @ np.linalg.pinv(_design(form, d)).T  # (P, 2)
-    alpha, beta = (_counted(mean_by_cluster(fits[:, i], names), left_out) for i in (0, 1))
-    peak = _peak(form, fits, counts, float(d.max()) ** 2, left_out)
-    return Overoptimization(arm=arm, form=form, alpha=alpha, beta=beta, peak_kl=peak, drop_from_peak=drop, seed=seed)
+    if line.gold is None:
+        raise ValueError(f"{line.arm}: nothing stands for the truth")
+    shape = line.kl.shape[:2]
+    if start.gold.shape != shape or start.proxy.shape != shape:
+        raise ValueError(f"{line.arm}: expected the start in shape {shape}, got {start.gold.shape}")
+    keep = np.isfinite(np.concatenate([line.kl, line.gold, line.proxy], axis=2)).all(axis=(0, 2))
+    keep &= np.isfinite(start.gold).all(axis=0) & np.isfinite(start.proxy).all(axis=0)
+    drawn = _draw(line, start, keep, prompt_draws(max(1, int(keep.sum())), rng, resamples))
+    shared: dict[str, Any] = _turn(drawn, rng) | {
+        "arm": line.arm,
+        "selector": line.selector,
+        "truth": truth,
+        "gap": _gap(drawn),
+        "points": len(line.labels),
+    }
+    return [Overoptimization(form=form, **shared, **_fitted(form, drawn, rng)) for form in forms]
 
 
-def _design(form: Form, d: Array) -> Array:
-    """(K, 2): R = alpha d - beta d^2, or alpha d - beta d log d (0 at d = 0)."""
-    second = d * d if form == "bon" else d * np.log(np.where(d > 0, d, 1.0))
-    return np.stack([d, -second], axis=1)
+def _draw(line: Line, start: Start, keep: npt.NDArray[np.bool_], draws: Array) -> _Drawn:
+    assert line.gold is not None
 
+    def squares(mean: Array, square: Array | None) -> Array | None:
+        if square is None:
+            return None
+        first, second = (means(table[:, keep, None], draws)[:, :, 0] for table in (mean, square))
+        return np.sqrt(np.maximum(second - first**2, 0.0))
 
-def _refusal(d: Array, prompts: int) -> str | None:
-    moved = np.unique(np.round(d[d > 0], 6))
-    if prompts < MIN_PROMPTS:
-        return f"refused: {prompts} prompts scored at every point, at least {MIN_PROMPTS} needed"
-    if len(moved) < MIN_POINTS:
-        return f"refused: {len(moved)} points with KL above 0, at least {MIN_POINTS} needed"
-    if moved[-1] < MIN_SPREAD * moved[0]:
-        return f"refused: sqrt(KL) spans {moved[0]:.3g} to {moved[-1]:.3g}, a factor of {MIN_SPREAD:g} needed"
-    return None
-
-
-def _peak_kl(form: Form, fits: Array) -> Array:
-    """(..., 2) coefficients -> KL at the maximum of the form; inf where it never turns, 0 where it only falls."""
-    alpha, beta = fits[..., 0], fits[..., 1]
-    turns = beta > 0
-    ratio = alpha / np.where(turns, beta, 1.0)
-    d = ratio / 2 if form == "bon" else np.exp(np.minimum(ratio - 1, 300.0))
-    d = np.where(form == "bon", np.maximum(d, 0.0), d)
-    peak: Array = np.where(turns, d * d, math.inf)
-    return peak
-
-
-def _peak(form: Form, fits: Array, counts: Array, largest: float, left_out: int) -> E:
-    """KL at which the fitted gold peaks, where that lies within the KL that was reached."""
-    prompts = len(fits)
-    value = float(_peak_kl(form, fits.mean(axis=0)))
-    if not 0 < value <= largest:
-        where = "the fit does not turn" if math.isinf(value) else f"the fit peaks at {value:.3g}"
-        return _refused(f"no peak within the KL reached ({largest:.3g}): {where}", prompts, left_out)
-    drawn = np.sort(_peak_kl(form, counts @ fits / prompts))
-    reach = math.sqrt(prompts / (prompts - 1)) * t_quantile(prompts - 1)
-    low, high = (float(np.quantile(drawn, special.ndtr(z), method="inverted_cdf")) for z in (-reach, reach))
-    open_above = high > 1e6 or math.isinf(high)
-    return E(
-        value=value,
-        low=low,
-        high=None if open_above else high,
-        n=prompts,
-        n_unscored=left_out,
-        method=f"percentile bootstrap by prompt, {len(drawn)} resamples{', open above' if open_above else ''}",
+    if not keep.any():
+        draws, keep = draws[:, :0], keep
+    spreads = (squares(start.gold, start.gold_square), squares(start.proxy, start.proxy_square))
+    return _Drawn(
+        kl=np.maximum(means(line.kl[:, keep], draws), 0.0),
+        gold=means(line.gold[:, keep], draws),
+        proxy=means(line.proxy[:, keep], draws),
+        start_gold=means(start.gold[:, keep, None], draws)[:, :, 0],
+        start_proxy=means(start.proxy[:, keep, None], draws)[:, :, 0],
+        deviation=None if spreads[0] is None or spreads[1] is None else (spreads[0], spreads[1]),
+        prompts=int(keep.sum()),
+        left_out=int((~keep).sum()),
     )
 
 
-def _drop(values: Array, counts: Array, left_out: int) -> E:
-    """Mean gold at the best point less that at the last, interval simultaneous over the points."""
-    prompts, points = values.shape
-    if prompts < MIN_PROMPTS or points < 2:
-        return _refused(
-            f"refused: {prompts} prompts, {points} points; 8 prompts and 2 points needed", prompts, left_out
+# ------------------------------------------------------------------------------------------------ the turn
+
+
+def _turn(drawn: _Drawn, rng: np.random.Generator) -> dict[str, Any]:
+    """Drop, proxy since the best point, Goodhart flag and onset, all from one family of simultaneous intervals."""
+    seeds, _, points = drawn.gold.shape
+    if drawn.prompts < MIN_PROMPTS or points < 2:
+        none = _none(drawn, f"refused: {drawn.prompts} prompts, {points} points; 8 prompts and 2 points needed")
+        return {"drop_from_peak": none, "proxy_since_peak": none, "onset_kl": none, "goodhart": None}
+    falls = drawn.gold[:, :, :-1] - drawn.gold[:, :, -1:]
+    rises = drawn.proxy[:, :, -1:] - drawn.proxy[:, :, :-1]
+    mean, draws, parts = joint(np.concatenate([falls, rises], axis=2), drawn.prompts, rng)
+    ends = points - 1
+    if not draws[:, :ends].std(axis=0).any():
+        none = _none(drawn, "degenerate (no variance)")
+        return {"drop_from_peak": none, "proxy_since_peak": none, "onset_kl": none, "goodhart": None}
+    # The drop alone is a family of K - 1; the flag claims two things at once, so its family has both.
+    reach = simultaneous(draws[:, :ends], mean[:ends], parts[:ends])
+    best = int(np.argmax(np.append(mean[:ends], 0.0)))  # the last point falls by 0
+    by = f"by prompt{f' x {seeds} seeds' if seeds > 1 else ''}"
+    drop = E(
+        value=max(0.0, float(mean[:ends].max())),
+        low=max(0.0, float((mean[:ends] - reach).max())),
+        high=max(0.0, float((mean[:ends] + reach).max())),
+        n=drawn.prompts,
+        n_unscored=drawn.left_out,
+        method=f"paired, best of {points} points; simultaneous over points, {len(draws)} resamples {by}",
+    )
+    both = simultaneous(draws, mean, parts)
+    low = mean - both
+    since = _none(drawn, "the last point is the best")
+    flag = False
+    if best < ends:
+        since = E(
+            value=float(mean[ends + best]),
+            low=float(low[ends + best]),
+            high=float((mean + both)[ends + best]),
+            n=drawn.prompts,
+            n_unscored=drawn.left_out,
+            method=f"paired; simultaneous with gold's falls over points, {len(draws)} resamples {by}",
         )
-    falls = values[:, :-1] - values[:, -1:]  # (P, K - 1)
-    mean, error = falls.mean(axis=0), falls.std(axis=0, ddof=1) / math.sqrt(prompts)
-    if not (error > 0).any():
-        return _refused("degenerate (no variance)", prompts, left_out)
-    # The largest deviation over the points, re-found in every resample: the peak is picked anew each time.
-    deviation = np.abs(counts @ falls / prompts - mean) / np.where(error > 0, error, 1.0)
-    reach = float(np.quantile(deviation.max(axis=1), 0.95)) * math.sqrt(prompts / (prompts - 1))
-    best = int(np.argmax(mean))
+        flag = bool(low[best] > 0 and low[ends + best] > 0)
+    onset = _onset(drawn, rng, best, rising=best < ends and bool(low[ends + best] > 0))
+    return {"drop_from_peak": drop, "proxy_since_peak": since, "onset_kl": onset, "goodhart": flag}
+
+
+def _onset(drawn: _Drawn, rng: np.random.Generator, best: int, *, rising: bool) -> E:
+    """Which points may be gold's best: those that no other point beats, simultaneous over all pairs of points."""
+    points = drawn.gold.shape[2]
+    before, after = np.triu_indices(points, 1)
+    mean, draws, parts = joint(drawn.gold[:, :, after] - drawn.gold[:, :, before], drawn.prompts, rng)
+    reach = simultaneous(draws, mean, parts)
+    beaten, overtaken = np.zeros(points, dtype=bool), np.zeros(points, dtype=bool)
+    np.logical_or.at(overtaken, before, mean - reach > 0)  # a later point is better
+    np.logical_or.at(beaten, before, mean - reach > 0)
+    np.logical_or.at(beaten, after, mean + reach < 0)
+    may = np.flatnonzero(~beaten)
+    if best == points - 1 or may[-1] == points - 1:
+        return _none(drawn, "no turn shown: the last point may be the best")
+    if not rising:
+        return _none(drawn, "the proxy does not rise from gold's best point on beyond noise")
+    at = drawn.kl[:, 0].mean(axis=0)
+    first = int(np.flatnonzero(~overtaken)[0])
+    low, high = sorted((float(at[first]), float(at[may].max())))
     return E(
-        value=max(0.0, float(mean[best])),
-        low=max(0.0, float((mean - reach * error).max())),
-        high=max(0.0, float((mean + reach * error).max())),
-        n=prompts,
-        n_unscored=left_out,
-        method=f"paired, best of {points} points; simultaneous over points, {len(counts)} resamples by prompt",
+        value=float(at[best]),
+        low=min(low, float(at[best])),
+        high=max(high, float(at[best])),
+        n=drawn.prompts,
+        n_unscored=drawn.left_out,
+        method=f"KL of the points that may be the best; {len(mean)} pairs of points, {len(draws)} resamples",
+    )
+
+
+def _gap(drawn: _Drawn) -> E | None:
+    if drawn.deviation is None:
+        return None
+    if drawn.prompts < MIN_PROMPTS:
+        return _none(drawn, f"refused: {drawn.prompts} prompts, {MIN_PROMPTS} needed")
+    gold_sd, proxy_sd = drawn.deviation
+    if not ((gold_sd > 0).all() and (proxy_sd > 0).all()):
+        return _none(drawn, "refused: SFT samples do not vary")
+    gains = (drawn.proxy[:, :, -1] - drawn.start_proxy) / proxy_sd - (drawn.gold[:, :, -1] - drawn.start_gold) / gold_sd
+    return estimate(gains, drawn.prompts, "in standard deviations of SFT samples", n_unscored=drawn.left_out)
+
+
+# ------------------------------------------------------------------------------------------------ the fit
+
+
+def _fitted(form: Form, drawn: _Drawn, rng: np.random.Generator) -> dict[str, Any]:
+    """Coefficients, peak and residuals of one form, or the reason why it is not fitted."""
+    if reason := refusal(form, np.sqrt(drawn.kl[:, 0]), drawn.prompts, MIN_PROMPTS):
+        none = _none(drawn, reason)
+        return {"alpha": none, "beta": none, "peak_kl": none}
+    gain = drawn.gold - drawn.start_gold[:, :, None]
+    coefficients, residuals = fit(form, np.sqrt(drawn.kl), gain)  # (S, B + 1, 2), (S, B + 1, K)
+    how = f"least squares over {gain.shape[2]} points, KL redrawn with gold"
+    alpha, beta = (estimate(coefficients[:, :, i], drawn.prompts, how, n_unscored=drawn.left_out) for i in (0, 1))
+    mean, draws, parts = joint(residuals, drawn.prompts, rng)
+    spread = draws.std(axis=0)
+    varies = spread > 1e-9
+    p = None
+    if varies.any():
+        observed = float(np.abs(mean[varies] / spread[varies]).max())
+        largest = np.abs((draws - mean)[:, varies] / spread[varies]).max(axis=1)
+        # Few prompts or seeds make the spread itself uncertain: the statistic is brought to a normal's scale first.
+        worst = int(np.flatnonzero(varies)[np.argmax(np.abs(mean[varies] / spread[varies]))])
+        observed *= _normal_scale(parts[worst])
+        p = float((1 + (largest >= observed).sum()) / (1 + len(largest)))
+    return {
+        "alpha": alpha,
+        "beta": beta,
+        "peak_kl": _peak(form, coefficients, drawn, rng),
+        "residual_rms": float(np.sqrt(np.mean(mean**2))),
+        "lack_of_fit_p": p,
+    }
+
+
+def _normal_scale(parts: tuple[Part, Part]) -> float:
+    """A normal's 97.5% quantile over that of a sum of these parts."""
+    error = math.sqrt(parts[0][0] + parts[1][0])
+    return float(special.ndtri(0.975)) / (half_width_of(parts) / error) if error > 0 else 1.0
+
+
+def _peak(form: Form, coefficients: Array, drawn: _Drawn, rng: np.random.Generator) -> E:
+    """KL at which the fitted gold peaks, where that lies within the KL that every run seed reached."""
+    largest = float(drawn.kl[:, 0].max(axis=1).min())
+    mean, draws, parts = joint(coefficients, drawn.prompts, rng)
+    value = float(peak_kl(form, mean))
+    if not 0 < value <= largest:
+        where = "the fit does not turn" if math.isinf(value) else f"the fit peaks at {value:.3g}"
+        return _none(drawn, f"no peak within the KL reached ({largest:.3g}): {where}")
+    drawn_peaks = np.sort(peak_kl(form, draws))
+    # Percentiles with the t quantile of the coefficients' parts in place of the normal one.
+    reach = float(special.ndtri(0.975)) / min(_normal_scale(part) for part in parts)
+    low, high = (float(np.quantile(drawn_peaks, special.ndtr(z), method="inverted_cdf")) for z in (-reach, reach))
+    open_above = high > 1e6 or math.isinf(high)
+    seeds = len(coefficients)
+    by = f"by prompt{f' x {seeds} seeds' if seeds > 1 else ''}"
+    return E(
+        value=value,
+        low=min(low, value),
+        high=None if open_above else max(high, value),
+        n=drawn.prompts,
+        n_unscored=drawn.left_out,
+        method=f"percentile bootstrap {by}, {len(draws)} resamples{', open above' if open_above else ''}",
     )
 
 
 def refused(arm: str, form: Form, reason: str) -> Overoptimization:
     """The row of an arm of which nothing can be said, with the reason."""
-    none = _refused(reason, 0, 0)
+    none = E(value=None, low=None, high=None, n=0, method=reason)
     return Overoptimization(arm=arm, form=form, alpha=none, beta=none, peak_kl=none, drop_from_peak=none)
 
 
-def _refused(reason: str, prompts: int, left_out: int) -> E:
-    return E(value=None, low=None, high=None, n=prompts, n_unscored=left_out, method=reason)
-
-
-def _counted(estimate: Estimate, left_out: int) -> E:
-    return E.of(estimate).model_copy(update={"n_unscored": left_out})
+def _none(drawn: _Drawn, reason: str) -> E:
+    return E(value=None, low=None, high=None, n=drawn.prompts, n_unscored=drawn.left_out, method=reason)

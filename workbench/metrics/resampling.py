@@ -131,7 +131,7 @@ def _interval(value: float, by_seed: Array, drawn: Array, left_out: Array, n: in
     drawn_ok = drawn[:, np.isfinite(drawn).all(axis=0)]
     asked, several = drawn.shape[1], len(by_seed) > 1
     defined = not math.isnan(value) and n > 1 and drawn_ok.shape[1] >= 0.95 * asked
-    prompt, seed = _bootstrap_parts(by_seed, drawn_ok, n) if defined else ((0.0, 0.0), (0.0, 0.0))
+    prompt, seed = bootstrap_parts(by_seed, drawn_ok, n) if defined else ((0.0, 0.0), (0.0, 0.0))
     estimate = Estimate(
         value=None if math.isnan(value) else value,
         low=None,
@@ -158,7 +158,7 @@ def _interval(value: float, by_seed: Array, drawn: Array, left_out: Array, n: in
     return replace(estimate, low=low, high=high, method=f"bca bootstrap by prompt, {asked} resamples")
 
 
-def _bootstrap_parts(by_seed: Array, drawn: Array, n: int) -> tuple[Part, Part]:
+def bootstrap_parts(by_seed: Array, drawn: Array, n: int) -> tuple[Part, Part]:
     """Variance of the mean over seeds from the draw of prompts and from run seeds, from (S,) and (S, B).
 
     The same prompts are drawn in every seed, so what the seeds share is their covariance over the resamples; the noise

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.report import wording
+from workbench.report import curves, wording
 from workbench.report.decision import annotators, decision, diversity
 from workbench.report.markup import escape as escape  # readers of this module look for it here
 from workbench.report.markup import table as _table
@@ -64,7 +64,8 @@ def markdown(results: Mapping[str, Any], figures: Sequence[tuple[str, str]] = ()
         _duels(results),
         diversity(results),
         annotators(results),
-        _overoptimization(results),
+        curves.matched(results),
+        curves.overoptimization(results),
         _agreement(results),
         _reward_models(results),
         _costs(results),
@@ -184,11 +185,6 @@ def _duels(results: Mapping[str, Any]) -> str:
         parts.append("Detectable: the distance from 0.5 that this many prompts and seeds find with 80% power.")
     parts += [f"Ranking (log-odds of beating sft): {order}."] if order else []
     return "\n\n".join(["## Head to head", *parts]) if parts else ""
-
-
-def _overoptimization(results: Mapping[str, Any]) -> str:
-    lines = [f"- {escape(line)}" for _, line in wording.overoptimization_lines(results)]
-    return "## Over-optimization\n\n" + "\n".join(lines) if lines else ""
 
 
 def _agreement(results: Mapping[str, Any]) -> str:

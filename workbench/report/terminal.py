@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from workbench.report import wording
+from workbench.report import wording, wording_curves
+from workbench.report.agreement import generalization_line
 from workbench.report.decision import diversity_rows
 from workbench.report.wording import clean, interval
 
@@ -52,6 +53,8 @@ def print_results(
         out.print(_duel_table(results["head_to_head"]))
     if results.get("agreement"):
         out.print(_agreement_table(results["agreement"]))
+        if line := generalization_line(results):
+            out.print(Text(clean(line)))
     columns, rows = diversity_rows(arms)
     if rows:
         table = _table("diversity of the samples", columns)
@@ -65,7 +68,10 @@ def print_results(
         out.print(Text(f"judge {clean(name)} did not finish: {clean(reason)}", style="bold red"))
     for warning in results.get("warnings") or ():
         out.print(Text(f"warning: {clean(warning)}", style="yellow"))
-    for alarming, line in wording.overoptimization_lines(results):
+    header, rows = wording_curves.matched_table(results)
+    if rows:
+        _print_rows(out, "gold (or proxy) at matched KL; - : beyond the arm's KL", header, rows)
+    for alarming, line in wording_curves.overoptimization_lines(results):
         out.print(Text(line, style="yellow" if alarming else ""))
     out.print()
     decided = wording.decision_line(results)
@@ -151,6 +157,13 @@ def _agreement_table(agreement: Mapping[str, Any]) -> Table:
             fields = ("agreement", "kappa", "implicit_accuracy", "explicit_accuracy")
             _add(table, [name, *(interval(entry.get(field)) for field in fields)])
     return table
+
+
+def _print_rows(out: Console, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = _table(title, header)
+    for row in rows:
+        _add(table, row)
+    out.print(table)
 
 
 def _print_certificate(results: Mapping[str, Any], out: Console) -> None:

@@ -131,55 +131,6 @@ def failed_checks(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(clean(c.get("name")), clean(c.get("detail") or "")) for c in checks if c.get("ok") is False]
 
 
-def overoptimization_lines(results: Mapping[str, Any]) -> list[tuple[bool, str]]:
-    """(alarming, sentence) per arm and seed: did gold fall from its best point, and what did the proxy do meanwhile?"""
-    lines: list[tuple[bool, str]] = []
-    entries = results.get("overoptimization") or ()
-    several = len({entry.get("seed") for entry in entries}) > 1
-    for entry in entries:
-        drop = entry.get("drop_from_peak") or {}
-        if drop.get("value") is None:
-            continue
-        arm, low = clean(entry["arm"]), drop.get("low")
-        if several and entry.get("seed") is not None:
-            arm += f" (seed {entry['seed']})"
-        proven = low is not None and low > 0
-        peak = entry.get("peak_kl") or {}
-        where = f" (fitted peak at KL {interval(peak)})" if peak.get("value") is not None else ""
-        change = _proxy_since_peak(results, str(entry["arm"]), entry.get("seed"))
-        meanwhile = ""
-        if change is not None:
-            meanwhile = f" while its proxy {'rose' if change >= 0 else 'fell'} by {number(abs(change))}"
-        paired = "paired " if str(drop.get("method", "")).startswith("paired") else ""
-        if proven:
-            text = f"{arm}: gold fell by {interval(drop)} from its best point ({paired}drop){meanwhile}{where}: "
-            # What falls together with its proxy was not led astray by it.
-            text += "over-optimized." if change is None or change >= 0 else "it got worse by its own proxy too."
-        else:
-            text = (
-                f"{arm}: no fall of gold from its best point beyond the noise ({paired}drop {interval(drop)}){where}."
-            )
-        lines.append((proven, text))
-    return lines
-
-
-def _proxy_since_peak(results: Mapping[str, Any], arm: str, seed: int | None) -> float | None:
-    points = [
-        (point["gold_reward"]["value"], (point.get("proxy_reward") or {}).get("value"))
-        for point in results.get("frontier") or ()
-        if point["arm"] == arm
-        and not str(point["label"]).endswith("(test)")  # other prompts than the points along the way
-        and point.get("step") != 0
-        and (seed is None or point.get("seed") in (seed, None))
-        and (point.get("gold_reward") or {}).get("value") is not None
-    ]
-    if not points:
-        return None
-    _, at_best = max(points, key=lambda point: float(point[0]))
-    _, at_last = points[-1]
-    return None if at_best is None or at_last is None else float(at_last) - float(at_best)
-
-
 def cost_text(cost: Mapping[str, Any] | None) -> str:
     """CPU time, and GPU time where there is any: ``1 min 15 s``, ``40.0 s + GPU 8 min 02 s``."""
     if not cost:

@@ -1,0 +1,40 @@
+"""Sections of report.md on reward against KL: matched KL, areas, over-optimization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from workbench.report import wording_curves
+from workbench.report.markup import escape, table
+
+
+def matched(results: Mapping[str, Any]) -> str:
+    """Every arm at the same KLs and its mean over the KLs in common; empty without curves."""
+    tables = [_plain(wording_curves.matched_table(results)), _plain(wording_curves.area_table(results))]
+    text = "Read off each arm's curve of checkpoints (best-of-n: of n), linear in the root of KL between them; nothing "
+    text += (
+        "is extrapolated. Mixed: best-of-n's KL is a bound, so it stands at most too far right, and its prompts are "
+    )
+    text += "others, so the difference is unpaired."
+    return "\n\n".join(["## At matched KL", *tables, text]) if all(tables) else ""
+
+
+def overoptimization(results: Mapping[str, Any]) -> str:
+    """What fell while the proxy rose, and Gao's forms; empty where nothing stands for the truth."""
+    lines = "\n".join(f"- {escape(line)}" for _, line in wording_curves.overoptimization_lines(results))
+    tables = [_plain(wording_curves.turn_table(results)), _plain(wording_curves.fit_table(results))]
+    if not tables[0]:
+        return ""
+    text = (
+        "Fall, the proxy's rise and onset hold for all points at once. Gap: the proxy's gain less gold's at the last "
+    )
+    text += (
+        "point, in standard deviations of SFT samples. Beta above 0 alone is no fault: compare with the gold selector."
+    )
+    return "\n\n".join(["## Over-optimization", *(part for part in (lines, *tables) if part), text])
+
+
+def _plain(parts: tuple[Sequence[str], Sequence[Sequence[str]]]) -> str:
+    header, rows = parts
+    return table(header, [[escape(cell) for cell in row] for row in rows]) if rows else ""

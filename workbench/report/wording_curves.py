@@ -1,0 +1,179 @@
+"""Sentences on reward against KL as people read them: over-optimization, matched KL, areas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from workbench.report.wording import clean, interval, number
+
+TRUTHS = {
+    "gold": "gold",
+    "judge": "the judge's win rate",
+    "ensemble": "the score of the reward models that it did not optimize",
+}
+MOST_KLS = 4
+
+
+def turning_arm(entry: Mapping[str, Any]) -> str:
+    """Whose row of over-optimization it is: ``best_of_n (gold selector)``."""
+    return clean(entry["arm"]) + (" (gold selector)" if entry.get("selector", "own") == "gold" else "")
+
+
+def turns(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Rows of over-optimization, one an arm, selector and seed: an arm's further forms differ in the fit alone."""
+    found: dict[object, Mapping[str, Any]] = {}
+    for entry in results.get("overoptimization") or ():
+        found.setdefault((entry["arm"], entry.get("selector", "own"), entry.get("seed")), entry)
+    return list(found.values())
+
+
+def overoptimization_lines(results: Mapping[str, Any]) -> list[tuple[bool, str]]:
+    """(alarming, sentence) per arm and seed: did the truth fall from its best point, and what did the proxy do?"""
+    lines: list[tuple[bool, str]] = []
+    entries = turns(results)
+    several = len({entry.get("seed") for entry in entries}) > 1
+    for entry in entries:
+        drop = entry.get("drop_from_peak") or {}
+        if drop.get("value") is None:
+            continue
+        arm, low = turning_arm(entry), drop.get("low")
+        if several and entry.get("seed") is not None:
+            arm += f" (seed {entry['seed']})"
+        proven = low is not None and low > 0
+        paired = "paired " if str(drop.get("method", "")).startswith("paired") else ""
+        truth, where = TRUTHS[entry.get("truth", "gold")], _where(entry)
+        if not proven:
+            shown = f"no fall of {truth} from its best point beyond the noise ({paired}drop {interval(drop)})"
+            lines.append((False, f"{arm}: {shown}{where}."))
+            continue
+        change, told = _since_best(results, entry)
+        meanwhile = "" if change is None else f" while its proxy {'rose' if change >= 0 else 'fell'} by {told}"
+        text = f"{arm}: {truth} fell by {interval(drop)} from its best point ({paired}drop){meanwhile}{where}: "
+        # What falls together with its proxy was not led astray by it.
+        if change is not None and change < 0:
+            text += "it got worse by its own proxy too."
+        elif entry.get("goodhart") is False:
+            text += "the proxy's rise is within the noise, so this alone is not over-optimization."
+        else:
+            text += "over-optimized."
+        lines.append((True, text))
+    return lines
+
+
+def _where(entry: Mapping[str, Any]) -> str:
+    """`` (onset at KL 1.2 [0.9, 1.6], fitted peak at KL 1.4 [1.1, 1.9])``, as far as known."""
+    parts = [
+        f"{name} at KL {interval(one)}"
+        for name, field in (("onset", "onset_kl"), ("fitted peak", "peak_kl"))
+        if (one := entry.get(field) or {}).get("value") is not None
+    ]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _since_best(results: Mapping[str, Any], entry: Mapping[str, Any]) -> tuple[float | None, str]:
+    """How far the proxy moved since the best point, and the same as text; of older results from the frontier."""
+    since = entry.get("proxy_since_peak") or {}
+    if since.get("value") is not None:
+        low, high = since.get("low"), since.get("high")
+        turned = {"value": abs(since["value"]), "low": low, "high": high}
+        if since["value"] < 0:
+            turned |= {"low": None if high is None else -high, "high": None if low is None else -low}
+        return float(since["value"]), interval(turned)
+    change = _proxy_since_peak(results, str(entry["arm"]), entry.get("seed"))
+    return change, "" if change is None else number(abs(change))
+
+
+def _proxy_since_peak(results: Mapping[str, Any], arm: str, seed: int | None) -> float | None:
+    points = [
+        (point["gold_reward"]["value"], (point.get("proxy_reward") or {}).get("value"))
+        for point in results.get("frontier") or ()
+        if point["arm"] == arm
+        and point.get("selector", "own") == "own"
+        and not str(point["label"]).endswith("(test)")  # other prompts than the points along the way
+        and point.get("step") != 0
+        and (seed is None or point.get("seed") in (seed, None))
+        and (point.get("gold_reward") or {}).get("value") is not None
+    ]
+    if not points:
+        return None
+    _, at_best = max(points, key=lambda point: float(point[0]))
+    _, at_last = points[-1]
+    return None if at_best is None or at_last is None else float(at_last) - float(at_best)
+
+
+def goodhart_arms(results: Mapping[str, Any]) -> list[str]:
+    """Arms whose proxy rises while the truth falls, both beyond noise."""
+    return [clean(entry["arm"]) for entry in turns(results) if entry.get("goodhart") is True]
+
+
+# ------------------------------------------------------------------------------------------- matched KL, areas
+
+
+def matched_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of every arm's reward at a few KLs in common; empty without curves."""
+    own = [row for row in results.get("matched_kl") or () if row.get("against") is None]
+    known = [row for row in own if (row.get("estimate") or {}).get("value") is not None]
+    if not known:
+        return [], []
+    kls = _spread(sorted({float(row["kl"]) for row in known}))
+    shown = {(row["arm"], float(row["kl"])): row["estimate"] for row in known}
+    arms = dict.fromkeys(row["arm"] for row in own)
+    kinds = {row["arm"]: row.get("kl_kind") for row in own}
+    header = ["arm", *(f"KL {number(kl)}" for kl in kls)]
+    rows = [
+        [clean(arm) + (" (KL bound)" if kinds[arm] == "bound" else ""), *(interval(shown.get((arm, kl))) for kl in kls)]
+        for arm in arms
+    ]
+    return header, rows
+
+
+def _spread(kls: Sequence[float]) -> list[float]:
+    """At most `MOST_KLS` of the KLs, evenly over them, the last one in."""
+    if len(kls) <= MOST_KLS:
+        return list(kls)
+    step = (len(kls) - 1) / (MOST_KLS - 1)
+    return [kls[round(i * step)] for i in range(MOST_KLS)]
+
+
+def area_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of mean reward over KL: every arm, then the differences; empty without curves."""
+    rows = []
+    for row in results.get("frontier_area") or ():
+        name = clean(row["arm"]) + (f" less {clean(row['against'])}" if row.get("against") else "")
+        found = row.get("estimate") or {}
+        reach = "-" if row.get("kl_to") is None else f"0 to {number(row['kl_to'])}"
+        shown = interval(found) if found.get("value") is not None else clean(found.get("method") or "-")
+        rows.append([name, reach, shown, clean(row.get("kl_kind") or "")])
+    rows.sort(key=lambda row: " less " in row[0])
+    return (["arm", "KL", "mean over KL", "kind of KL"], rows) if rows else ([], [])
+
+
+def turn_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of over-optimization: what fell, what rose, where, and whether it is Goodhart's."""
+    rows = []
+    for entry in turns(results):
+        flag = {True: "YES", False: "no"}.get(entry.get("goodhart"), "-")  # type: ignore[arg-type]
+        fields = ("drop_from_peak", "proxy_since_peak", "onset_kl", "gap")
+        rows.append(
+            [turning_arm(entry), clean(entry.get("truth", "gold")), *(interval(entry.get(f)) for f in fields), flag]
+        )
+    header = ["arm", "truth", "fall from best", "proxy since", "onset, KL", "gap (SD)", "Goodhart"]
+    return (header, rows) if rows else ([], [])
+
+
+def fit_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of Gao's forms, or why they are not fitted."""
+    rows = []
+    forms = {"bon": "d (a - b d)", "rl": "d (a - b log d)"}
+    for entry in results.get("overoptimization") or ():
+        alpha = entry.get("alpha") or {}
+        name = [turning_arm(entry), forms.get(str(entry["form"]), clean(entry["form"]))]
+        if alpha.get("value") is None:
+            rows.append([*name, clean(alpha.get("method") or "-"), "", "", "", ""])
+            continue
+        fields = [interval(entry.get(field)) for field in ("alpha", "beta", "peak_kl")]
+        p = entry.get("lack_of_fit_p")
+        rows.append([*name, *fields, number(entry.get("residual_rms")), "-" if p is None else number(p)])
+    header = ["arm", "form", "alpha", "beta", "peak, KL", "residual", "p of the fit"]
+    return (header, rows) if rows else ([], [])
