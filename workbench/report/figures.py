@@ -34,6 +34,8 @@ def draw_all(results: Mapping[str, Any], folder: Path) -> list[Path]:
     Returns:
         The paths written, in the order of the report.
     """
+    from workbench.report.figures_agreement import draw_agreement, draw_reliability, draw_trajectory, reliability_sets
+
     folder.mkdir(parents=True, exist_ok=True)
     frontier = results.get("frontier") or []
     written: list[Path] = []
@@ -41,6 +43,8 @@ def draw_all(results: Mapping[str, Any], folder: Path) -> list[Path]:
         ("frontier.png", draw_frontier, bool(frontier)),
         ("overoptimization.png", draw_overoptimization, bool(frontier)),
         ("agreement.png", draw_agreement, any((results.get("agreement") or {}).values())),
+        ("reliability.png", draw_reliability, bool(reliability_sets(results))),
+        ("agreement_trajectory.png", draw_trajectory, bool(results.get("agreement_trajectory"))),
     ):
         if wanted:
             written.append(draw(results, folder / name))
@@ -129,44 +133,6 @@ def draw_overoptimization(results: Mapping[str, Any], path: Path) -> Path:
     panels[0].set_ylabel("reward")
     figure.suptitle(_title(results, "proxy and gold reward by KL"), fontsize=11)
     return _save(figure, path, results, bound=_has_bound(points))
-
-
-def draw_agreement(results: Mapping[str, Any], path: Path) -> Path:
-    """How often implicit (DPO) and explicit reward order a pair the same way, by where the pairs come from."""
-    sets = {name: entry for name, entry in results["agreement"].items() if entry}
-    series = (
-        ("agreement", "agreement with each other", "0.25", ""),
-        ("implicit_accuracy", "implicit: accuracy", "0.60", "///"),
-        ("explicit_accuracy", "explicit: accuracy", "0.88", "..."),
-    )
-    figure, (axes,) = _canvas()
-    width = 0.26
-    for place, (field, name, shade, hatch) in enumerate(series):
-        shown = [(i, e[field]) for i, e in enumerate(sets.values()) if _value(e.get(field)) is not None]
-        if not shown:
-            continue
-        axes.bar(
-            [i + (place - 1) * width for i, _ in shown],
-            [e["value"] for _, e in shown],
-            width,
-            yerr=_ends([e for _, e in shown]),
-            color=shade,
-            edgecolor="black",
-            linewidth=0.6,
-            hatch=hatch,
-            error_kw={"elinewidth": 0.9, "capsize": 2},
-            label=name,
-        )
-    axes.axhline(0.5, color="black", linewidth=0.9, linestyle="--")
-    axes.annotate("chance", (1.005, 0.5), xycoords=("axes fraction", "data"), fontsize=8, va="center")
-    names = [_label(name).replace("/", "/\n").replace("-", "-\n") for name in sets]
-    axes.set_xticks(range(len(sets)), names, fontsize=8)
-    axes.set_ylim(0, 1)
-    axes.set_ylabel("share of pairs, ties half")
-    axes.set_title(_title(results, "implicit against explicit reward"), fontsize=11)
-    axes.grid(visible=False, axis="x")
-    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
-    return _save(figure, path, results, bound=False)
 
 
 def draw_curves(curves: Mapping[str, Sequence[tuple[float, float]]], path: Path, *, metric: str, title: str) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.report import curves, wording
+from workbench.report.agreement import sections as agreement_sections
 from workbench.report.decision import annotators, decision, diversity
 from workbench.report.markup import escape as escape  # readers of this module look for it here
 from workbench.report.markup import table as _table
@@ -17,6 +18,8 @@ FIGURE_TITLES = {
     "frontier.png": "Reward against KL",
     "overoptimization.png": "Proxy and gold reward by KL",
     "agreement.png": "Implicit against explicit reward",
+    "reliability.png": "Reliability of both rewards",
+    "agreement_trajectory.png": "DPO's implicit reward over training",
 }
 COST_COLUMNS = {
     "cpu_s": ("CPU", wording.seconds),
@@ -66,7 +69,7 @@ def markdown(results: Mapping[str, Any], figures: Sequence[tuple[str, str]] = ()
         annotators(results),
         curves.matched(results),
         curves.overoptimization(results),
-        _agreement(results),
+        agreement_sections(results),
         _reward_models(results),
         _costs(results),
         _figures(figures),
@@ -185,35 +188,6 @@ def _duels(results: Mapping[str, Any]) -> str:
         parts.append("Detectable: the distance from 0.5 that this many prompts and seeds find with 80% power.")
     parts += [f"Ranking (log-odds of beating sft): {order}."] if order else []
     return "\n\n".join(["## Head to head", *parts]) if parts else ""
-
-
-def _agreement(results: Mapping[str, Any]) -> str:
-    fields = (
-        "agreement",
-        "kappa",
-        "implicit_accuracy",
-        "explicit_accuracy",
-        "spearman_margins",
-        "spearman_within_prompt",
-    )
-    entries = results.get("agreement") or {}
-    rows = [
-        [escape(name), *(interval(entry.get(field)) for field in fields)] for name, entry in entries.items() if entry
-    ]
-    if not rows:
-        return ""
-    header = (
-        "pairs",
-        "agreement",
-        "kappa",
-        "implicit accuracy",
-        "explicit accuracy",
-        "Spearman of margins",
-        "within prompt",
-    )
-    text = "Agreement: share of pairs that DPO's implicit reward and the explicit reward model order the same way,"
-    text += " ties half."
-    return f"## Implicit against explicit reward\n\n{_table(header, rows)}\n\n{text}"
 
 
 def _reward_models(results: Mapping[str, Any]) -> str:
