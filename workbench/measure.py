@@ -15,6 +15,7 @@ from workbench.evidence import ArmRun, Artifacts, gain_over, mean_over
 from workbench.judging.records import JUDGMENTS_FILE
 from workbench.judgment_files import write_judgments
 from workbench.measure_annotators import AnnotatorMeasure
+from workbench.measure_crossed import decomposition
 from workbench.measure_curves import Curves
 from workbench.measure_disagreements import DISAGREEMENTS_FILE, Disagreements, shown
 from workbench.measure_diversity import DiversityMeasure
@@ -67,6 +68,8 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
         ("matched_kl", curves.matched),
         ("frontier_area", curves.areas),
         ("overoptimization", curves.overoptimization),
+        ("tilt", lambda: tilt_points(scope)),
+        ("decomposition", lambda: decomposition(scope, measure.verdicts, curves.lines, withheld=measure.withheld())),
         ("agreement", rewards.agreement),
         ("agreement_trajectory", shifts.trajectory),
         ("tilt", lambda: tilt_points(scope)),
@@ -217,6 +220,11 @@ class Measure:
             split="validation" if best else None,
             oracle=best and one.selected["metric"] == "gold_reward",
         )
+    def withheld(self) -> bool:
+        """Whether what the first judge left unscored could have made its figures."""
+        judge = self.scope.judges[0]
+        return judge in self.quality and self.quality[judge].uneven is not None
+
 
     def judge_quality(self) -> dict[str, Any]:
         """`judges`: how the judges beside gold and proxy did."""

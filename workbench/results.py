@@ -19,6 +19,7 @@ from workbench.errors import DataError
 from workbench.results_agreement import Agreement, AgreementPoint, Disagreement, Generalization
 from workbench.results_annotators import Annotators
 from workbench.results_base import KL, Compared, Count, E, Model, Probability, WinRate
+from workbench.results_crossed import Decomposition
 from workbench.results_curves import FrontierArea, FrontierPoint, MatchedKL, Overoptimization
 from workbench.results_decision import Decision
 from workbench.results_diversity import Diversity
@@ -273,6 +274,13 @@ class Results(Model):
         default_factory=list, description="The same as means over the KLs that arms have in common"
     )
     overoptimization: list[Overoptimization]
+    tilt: list[TiltPoint] = Field(
+        default_factory=list,
+        description="What each reward could give at each KL with a perfect optimizer; empty without best-of-n's pools",
+    )
+    decomposition: list[Decomposition] = Field(
+        default_factory=list, description="Reward and optimizer apart; empty where no arms are crossed"
+    )
     agreement: dict[str, Agreement | None] = Field(
         description="heldout, on_policy/sft, on_policy/LABEL, temperature_shift, ood"
     )
