@@ -30,7 +30,7 @@ from workbench.errors import DivergenceError, IntegrityError, StageInterrupted
 from workbench.evaluation import numerics
 from workbench.lora import POLICY
 from workbench.lora_files import save_merged
-from workbench.models import Placement, check_finite, load_policy, save_model
+from workbench.models import Placement, load_policy, save_model
 from workbench.packed import PackedPairs
 from workbench.policy_set import (
     forget_checkpoint,
@@ -205,8 +205,7 @@ class Trainer:
                     break
             if "stopped_early" in told:
                 break
-        check_finite(self.policy, f"after update {self.state.update + 1}")
-        check_finite(self.models.head, f"after update {self.state.update + 1}")
+        self.models.check_finite(f"after update {self.state.update + 1}")
         return {name: value / steps for name, value in totals.items()} | told
 
     def minibatch(

@@ -12,6 +12,7 @@ head. With an implicit reward there is no reward model: it starts at 0 on the SF
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.batching import Batch
-from workbench.errors import IntegrityError
+from workbench.errors import DivergenceError, IntegrityError
 from workbench.lora import (
     CRITIC,
     POLICY,
@@ -37,7 +38,7 @@ from workbench.lora import (
     using,
 )
 from workbench.lora_files import load_adapter
-from workbench.models import Placement, load_policy, load_reward_model, parameter_count, trunk_digest
+from workbench.models import Placement, load_policy, load_reward_model, parameter_count, tensors_digest, trunk_digest
 from workbench.policy_set import PolicySet, read_policy_set, read_selected
 from workbench.scoring import TokenFigures, last_token_scores, response_logprobs, response_states, token_figures
 
@@ -87,6 +88,8 @@ class ActorCritic:
             "reference_tensors": digest if self.reference is None else trunk_digest(self.reference),
             "parametrization": parametrization(self.lora),
         }
+        if "critic_tensors" not in self.facts:  # a head on the policy's trunk, or adapters on the same base
+            self.facts["critic_tensors"] = digest
         self._trunks: dict[str, Any] = {}
         if config["compile"]:
             self._trunks = {"policy": torch.compile(self.policy.base_model)}
@@ -150,6 +153,7 @@ class ActorCritic:
                 add_adapter(self.policy, self.lora, CRITIC, 0)
             else:
                 self._critic_trunk = copy.deepcopy(self.policy.base_model)
+                self.facts["critic_tensors"] = tensors_digest(self._critic_trunk.state_dict())
         self.facts |= {
             "reward_tensors": dpo.checkpoint(selected).tensors,
             "reward_trunk_start": dpo.facts["sft_tensors"],
@@ -237,6 +241,18 @@ class ActorCritic:
         """Operations to train policy and critic on a token once."""
         own = 0 if self.shares_trunk else operations_per_token(self._critic_trunk or self.policy)
         return operations_per_token(self.policy) + own
+
+    def check_finite(self, when: str) -> None:
+        """Refuses trained weights that hold a NaN or an infinity; waits for the device once.
+
+        Raises:
+            DivergenceError: `when` ("after update 7") goes into the message.
+        """
+        state = self.state()
+        fine = torch.stack(torch._foreach_norm(list(state.values()), math.inf)).isfinite().tolist()
+        for name, good in zip(state, fine, strict=True):
+            if not good:
+                raise DivergenceError(f"the weights {name} are not finite {when}; lower the learning rate")
 
     def state(self) -> dict[str, Tensor]:
         """Everything trained, by a name of its place: for a checkpoint to resume from."""

@@ -77,6 +77,11 @@ class PPO(Section):
         description="Peak learning rate of the critic; null: as the policy's.",
     )
     critic_warmup_updates: int = Field(default=6, ge=0, description="First updates that train the critic alone.")
+    critic: Literal["separate", "head", "detached_head"] = Field(
+        default="separate",
+        description="A network of its own (with model.lora an adapter), a value head on the policy's trunk, or such a "
+        "head whose loss does not reach the trunk; the heads save a pass in three and a network in memory.",
+    )
     clip: float = Field(default=0.2, gt=0, description="The ratio is clipped to 1 ± clip.")
     value_clip: float = Field(default=0.2, gt=0, description="New values are clipped to old values ± value_clip.")
     value_coef: float = Field(default=0.1, ge=0, description="Weight of the value loss.")
@@ -97,6 +102,15 @@ class PPO(Section):
     eos_penalty: float = Field(
         default=1.0, ge=0, description="Size of that penalty, in units of the reward model's score."
     )
+    normalize_reward: bool = Field(
+        default=False, description="The score is divided by the standard deviation of all scores so far; logged."
+    )
+    reward_clip: float | None = Field(
+        default=None, gt=0, description="The score is clipped to ± this, in its (normalized) units; logged; null: off."
+    )
+    sft_coef: float = Field(
+        default=0.0, ge=0, description="Weight of the NLL per token of chosen responses beside PPO's loss (PPO-ptx)."
+    )
     adaptive_kl: AdaptiveKL | None = Field(default=None, description="Moves kl_coef towards a target KL; null: fixed.")
     target_approx_kl: float | None = Field(
         default=None,
@@ -106,8 +120,23 @@ class PPO(Section):
     max_seq_kl: float | None = Field(
         default=200.0, gt=0, description="Diverged above this KL per response, in nats; null: off."
     )
+    min_entropy: float | None = Field(
+        default=None, ge=0, description="Diverged below this entropy of the policy, in nats a token; null: off."
+    )
     checkpoint_every_updates: Count = Field(
         default=7, description="Updates between checkpoints, which the trajectory uses."
+    )
+    checkpoint_at_kl: list[Annotated[float, Field(gt=0)]] = Field(
+        default_factory=list,
+        description="Also a checkpoint where the rollouts' KL first passes each of these, in nats a response: points "
+        "for the frontier from one run.",
+    )
+    microbatch_tokens: Count | None = Field(
+        default=None,
+        description="Most tokens, padding included, of one forward and backward pass; less memory, the same result.",
+    )
+    compile: bool = Field(
+        default=False, description="torch.compile the training passes; a minute at the start, then faster."
     )
 
     @model_validator(mode="before")
@@ -124,6 +153,9 @@ class PPO(Section):
         if self.critic_warmup_updates >= self.updates:
             message = f"got {self.critic_warmup_updates}, expected less than updates ({self.updates})"
             found.append((("critic_warmup_updates",), f"{message}: the policy would never be trained"))
+        if self.checkpoint_at_kl != sorted(set(self.checkpoint_at_kl)):
+            message = f"got {self.checkpoint_at_kl}, expected rising numbers without repeats"
+            found.append((("checkpoint_at_kl",), message))
         refuse(found)
         return self
 
@@ -148,6 +180,15 @@ class DPO(Section):
     )
     checkpoint_every_steps: Count = Field(
         default=25, description="Steps between checkpoints, which the trajectory uses."
+    )
+    labels: Label = Field(
+        default="given",
+        description="Whose labels the training pairs carry: given (the data's), a reward model's, or those of another "
+        "dpo arm's implicit reward.",
+    )
+    labels_rule: Literal["sample", "argmax"] = Field(
+        default="sample",
+        description="How a reward labels a pair: drawn from sigmoid(margin), which keeps its strength, or by its sign.",
     )
 
 
@@ -181,15 +222,6 @@ class BestOfN(Section):
 
     @model_validator(mode="before")
     @classmethod
-    labels: Label = Field(
-        default="given",
-        description="Whose labels the training pairs carry: given (the data's), a reward model's, or those of another "
-        "dpo arm's implicit reward.",
-    )
-    labels_rule: Literal["sample", "argmax"] = Field(
-        default="sample",
-        description="How a reward labels a pair: drawn from sigmoid(margin), which keeps its strength, or by its sign.",
-    )
     def _null_is_default(cls, raw: Any) -> Any:
         return _without_nulls(raw, ("report_n", "pool"))
 

@@ -13,7 +13,7 @@ import torch
 
 from pipelines import ppo
 from tests.ml_helpers import EOS, PAD, STOPS, Log, World, build_world, ppo_config, ppo_inputs, ppo_trainer, run_ppo
-from workbench import objectives
+from workbench import actor_critic
 from workbench.config_arms import PPO
 from workbench.data.packing import pack_pairs, pack_prompts
 from workbench.errors import IntegrityError
@@ -50,12 +50,14 @@ def test_critic_starts_from_the_reward_model_whose_trunk_is_the_sfts(world: Worl
     sft = read_policy_set(world.sft).checkpoint().tensors
     assert one.facts["sft_tensors"] == one.facts["reference_tensors"] == one.facts["reward_trunk_start"] == sft
     assert one.facts["critic_tensors"] == one.facts["reward_tensors"]
-    assert torch.equal(one.critic.score.weight, one.reward_model.score.weight)
-    trained = {id(p) for model in (one.policy, one.critic) for p in model.parameters() if p.requires_grad}
-    frozen = {id(p) for model in (one.reference, one.reward_model) for p in model.parameters()}
+    assert torch.equal(one.models.head.weight, one.models.reward_model.score.weight)
+    trained = {id(p) for found in (one.models.policy_parameters, one.models.critic_parameters) for p in found}
+    frozen = {id(p) for model in (one.models.reference, one.models.reward_model) for p in model.parameters()}
     assert trained
     assert not trained & frozen
-    assert not any(p.requires_grad for model in (one.reference, one.reward_model) for p in model.parameters())
+    assert not any(
+        p.requires_grad for model in (one.models.reference, one.models.reward_model) for p in model.parameters()
+    )
 
 
 def test_adam_eps_and_rates(world: World, tmp_path: Path) -> None:
@@ -77,7 +79,7 @@ def test_ratio_is_1_and_kl_0_at_step_0(world: World, tmp_path: Path, temperature
     seen = one.report(rollout, found)
     assert seen["seq_kl"] == pytest.approx(0, abs=1e-4)
     assert seen["seq_kl_k3"] == pytest.approx(0, abs=1e-6)
-    stats = one.minibatch(rollout, found, torch.arange(16), check_ratio=True)
+    stats = one.minibatch(rollout, found, range(16), check_ratio=True)
     assert stats["ratio"] == pytest.approx(1, abs=1e-5)
     assert stats["approx_kl"] == pytest.approx(0, abs=1e-8)
     assert stats["clip_fraction"] == 0
@@ -98,17 +100,25 @@ def test_policy_reference_and_new_logits_are_divided_by_the_temperature(
 ) -> None:
     one = ppo_trainer(world, tmp_path, temperature=temperature)
     with torch.no_grad():  # so that the reference differs
-        one.reference.model.norm.weight.mul_(1.1)
+        one.models.reference.model.norm.weight.mul_(1.1)
     rollout = one.roll_out()
     mask = rollout.batch.response_mask
-    for model, found in ((one.policy, rollout.old_logprobs), (one.reference, rollout.ref_logprobs)):
+    for model, found in ((one.policy, rollout.old_logprobs), (one.models.reference, rollout.ref_logprobs)):
         expected = response_logprobs(model, rollout.batch, temperature)
         assert torch.allclose(found[mask], expected[mask], atol=1e-4)
-    new = []
-    loss = objectives.ppo_policy_loss
-    monkeypatch.setattr(objectives, "ppo_policy_loss", lambda *args: new.append(args[0].detach()) or loss(*args))
-    one.minibatch(rollout, one.advantages(rollout), torch.arange(16), check_ratio=True)
-    assert torch.allclose(new[0][mask], response_logprobs(one.policy, rollout.batch, temperature)[mask], atol=1e-6)
+    new: list[bool] = []
+    figures = one.models.figures
+
+    def spy(batch: Any, at: float) -> Any:
+        found = figures(batch, at)
+        expected = response_logprobs(one.policy, batch, temperature)
+        new.append(torch.allclose(batch.spread(found.logprobs), expected, atol=1e-6))
+        return found
+
+    monkeypatch.setattr(one.models, "figures", spy)
+    one.minibatch(rollout, one.advantages(rollout), range(16), check_ratio=True)
+    assert new
+    assert all(new)
 
 
 def test_top_p_is_off_in_rollouts(world: World, tmp_path: Path) -> None:
@@ -117,14 +127,11 @@ def test_top_p_is_off_in_rollouts(world: World, tmp_path: Path) -> None:
     assert one.decoding.stop_ids == tuple(STOPS)
 
 
-def test_rollouts_are_on_training_prompts_padded_left(world: World, tmp_path: Path) -> None:
+def test_rollouts_are_on_training_prompts(world: World, tmp_path: Path) -> None:
     rollout = ppo_trainer(world, tmp_path).roll_out()
     train = {tuple(row["ids"]) for row in read_packed_prompts(world.prompts) if row["split"] == "train"}
-    width = rollout.batch.prompt_length
-    for ids, mask in zip(rollout.batch.input_ids, rollout.batch.attention_mask, strict=True):
-        start = int(mask.argmax())
-        assert tuple(ids[start:width].tolist()) in train
-        assert mask[start:width].all()
+    for ids, size in zip(rollout.batch.input_ids, rollout.batch.prompt_sizes, strict=True):
+        assert tuple(ids[:size].tolist()) in train
 
 
 def test_truncated_at_the_first_stop_id_and_the_truncated_text_is_scored(
@@ -133,8 +140,10 @@ def test_truncated_at_the_first_stop_id_and_the_truncated_text_is_scored(
     """EOS is kept apart from padding: the reward model reads it, and reads nothing behind it."""
     one = ppo_trainer(world, tmp_path)
     read = []
-    score = ppo.last_token_scores
-    monkeypatch.setattr(ppo, "last_token_scores", lambda model, batch: read.append(batch) or score(model, batch))
+    score = actor_critic.last_token_scores
+    monkeypatch.setattr(
+        actor_critic, "last_token_scores", lambda model, batch: read.append(batch) or score(model, batch)
+    )
     rollout = one.roll_out()
     (batch,) = read
     prompts, responses = [], []
@@ -146,7 +155,7 @@ def test_truncated_at_the_first_stop_id_and_the_truncated_text_is_scored(
         assert not set(response[:-1]) & set(STOPS)
         assert (response[-1] in STOPS) == finished
         assert finished or len(response) == 8
-    alone = reward_scores(one.reward_model, prompts, responses, pad_id=77, batch_size=1)
+    alone = reward_scores(one.models.reward_model, prompts, responses, pad_id=77, batch_size=1)
     assert rollout.score.tolist() == pytest.approx([value - 0.25 for value in alone], abs=1e-5)  # centered
 
 
@@ -155,8 +164,8 @@ def test_values_are_of_the_state_before_each_token(world: World, tmp_path: Path)
     for row in range(3):
         keep, mask = rollout.batch.attention_mask[row].bool(), rollout.batch.response_mask[row]
         ids, length = rollout.batch.input_ids[row][keep], int(mask.sum())
-        hidden = one.critic.base_model(input_ids=ids[None]).last_hidden_state
-        values = one.critic.score(hidden)[0, :, 0] - 0.25  # centered as the score is
+        hidden = one.models.critic.base_model(input_ids=ids[None]).last_hidden_state
+        values = one.models.head(hidden)[0, :, 0] - 0.25  # centered as the score is
         assert rollout.old_values[row][mask].tolist() == pytest.approx(values[-length - 1 : -1].tolist(), abs=1e-5)
 
 
@@ -188,8 +197,8 @@ def test_the_reward_model_reads_the_same_ids_in_training_and_in_ppo(
         lambda *_, **__: [Sample(ids=one, logprobs=[0.0] * len(one), finish_reason="stop") for one in ids],
     )  # fmt: skip
     read: list[Any] = []
-    score = ppo.last_token_scores
-    monkeypatch.setattr(ppo, "last_token_scores", lambda model, one: read.append(one) or score(model, one))
+    score = actor_critic.last_token_scores
+    monkeypatch.setattr(actor_critic, "last_token_scores", lambda model, one: read.append(one) or score(model, one))
     log = Log(tmp_path / "work")
     ppo.Trainer(ppo_config(), ppo_inputs(world) | {"prompts": tmp_path / "prompts"}, log).roll_out()
     scored = zip(read[0].input_ids, read[0].attention_mask, strict=True)
@@ -239,7 +248,7 @@ def test_padding_never_reaches_an_update(world: World, tmp_path: Path, garbage: 
                 tensor[empty] = garbage
         found = one.advantages(rollout)
         values = one.report(rollout, found) | one.optimize(rollout, found)
-        states = [tensors_digest(model.state_dict()) for model in (one.policy, one.critic)]
+        states = tensors_digest(one.models.state())
         results.append((values, states))
     assert results[0] == results[1]
 
@@ -259,7 +268,7 @@ def test_advantages_are_whitened_per_batch_and_returns_are_not(world: World, tmp
 def test_k1_per_token_and_the_score_are_in_the_returns(world: World, tmp_path: Path) -> None:
     one = ppo_trainer(world, tmp_path, lam=1.0, kl_coef=0.5)
     with torch.no_grad():
-        one.reference.model.norm.weight.mul_(1.2)
+        one.models.reference.model.norm.weight.mul_(1.2)
     rollout = one.roll_out()
     returns = one.advantages(rollout).returns
     k1 = rollout.old_logprobs - rollout.ref_logprobs
@@ -273,7 +282,8 @@ def test_k1_per_token_and_the_score_are_in_the_returns(world: World, tmp_path: P
 def test_gradients_are_clipped_and_their_norm_before_that_is_reported(world: World, tmp_path: Path) -> None:
     one = ppo_trainer(world, tmp_path, max_grad_norm=0.01)
     batch = one.roll_out().batch
-    norm = one._step(one.policy, one.policy_optimizer, 100 * response_logprobs(one.policy, batch).sum())
+    (100 * response_logprobs(one.policy, batch).sum()).backward()
+    norm = one._clip(one.models.policy_parameters)
     after = math.sqrt(sum(float(p.grad.square().sum()) for p in one.policy.parameters() if p.grad is not None))
     assert norm > 1
     assert after == pytest.approx(0.01, rel=1e-3)
@@ -316,9 +326,9 @@ def test_epochs_times_minibatches_steps_see_every_row_once_per_epoch(
     rows: list[int] = []
     step = ppo.Trainer.minibatch
 
-    def spy(self: ppo.Trainer, rollout: Any, found: Any, index: torch.Tensor, *, check_ratio: bool) -> dict[str, float]:
+    def spy(self: ppo.Trainer, rollout: Any, found: Any, index: Any, *, check_ratio: bool) -> dict[str, float]:
         assert check_ratio == (not rows)
-        rows.extend(index.tolist())
+        rows.extend(index)
         return step(self, rollout, found, index, check_ratio=check_ratio)
 
     monkeypatch.setattr(ppo.Trainer, "minibatch", spy)

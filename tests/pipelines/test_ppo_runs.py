@@ -22,8 +22,8 @@ from tests.ml_helpers import (
     ppo_trainer,
     run_ppo,
 )
-from workbench import objectives
-from workbench.errors import DivergenceError, StageInterrupted
+from workbench import actor_critic, objectives
+from workbench.errors import DivergenceError, IntegrityError, StageInterrupted
 from workbench.models import load_reward_model, save_model, trunk_digest
 from workbench.packed import read_packed_prompts
 from workbench.policy_set import read_policy_set
@@ -64,7 +64,7 @@ def test_a_fixed_coefficient_stays(world: World, tmp_path: Path) -> None:
 def test_an_update_stops_early_on_approx_kl(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     step = ppo.Trainer.minibatch
-    monkeypatch.setattr(ppo.Trainer, "minibatch", lambda *a, **k: calls.append(a[0].update) or step(*a, **k))
+    monkeypatch.setattr(ppo.Trainer, "minibatch", lambda *a, **k: calls.append(a[0].state.update) or step(*a, **k))
     common: dict[str, Any] = {"critic_warmup_updates": 0, "minibatches": 4, "epochs": 2, "learning_rate": 1e-2}
     run_ppo(world, log := Log(tmp_path / "work"), updates=2, target_approx_kl=1e-6, **common)
     assert [calls.count(update) for update in (0, 1)] == [2, 2]
@@ -121,7 +121,7 @@ class Spoiled:
     [
         (objectives, "ppo_policy_loss", 2),
         (objectives, "ppo_value_loss", 2),
-        (ppo, "last_token_scores", 1),  # not known to be good: what rolled out had no score
+        (actor_critic, "last_token_scores", 1),  # not known to be good: what rolled out had no score
     ],
     ids=lambda one: str(getattr(one, "__name__", one)),
 )
@@ -150,9 +150,9 @@ def test_weights_that_leave_the_finite_range_stop_in_that_step(
 
     def spoil(self: Any, *args: Any) -> None:
         step(self, *args)
-        if made[0].update == 3 and self is getattr(made[0], f"{which}_optimizer"):
+        if made[0].state.update == 3 and self is getattr(made[0], f"{which}_optimizer"):
             with torch.no_grad():
-                getattr(made[0], which).base_model.norm.weight[0] = math.nan
+                {"policy": made[0].policy, "critic": made[0].models.critic}[which].base_model.norm.weight[0] = math.nan
 
     monkeypatch.setattr(torch.optim.Adam, "step", spoil)
     out = run_ppo(world, Log(tmp_path / "work"), critic_warmup_updates=0, minibatches=1)
@@ -247,10 +247,10 @@ def test_a_checkpoint_of_another_model_is_refused(world: World, tmp_path: Path) 
     one.save(folder)
     from safetensors.torch import load_file, save_file
 
-    state = load_file(folder / "critic.safetensors")
-    state.pop("score.weight")
-    save_file(state, folder / "critic.safetensors")
-    with pytest.raises(RuntimeError, match=r"score\.weight"):
+    state = load_file(folder / "trained.safetensors")
+    state.popitem()
+    save_file(state, folder / "trained.safetensors")
+    with pytest.raises(IntegrityError, match="another kind of critic"):
         one.load(folder)
 
 

@@ -97,22 +97,25 @@ def test_padding_and_batch_size_change_nothing(model: Any, prompts: list[list[in
 
 
 def test_position_ids_are_the_same_in_rollout_and_training(model: Any) -> None:
-    rows, seen = [[30, 31, 32], [40]], []
+    """Left padding in the rollout, right padding in training: what the layers are told of each real token is equal."""
+    rows: list[list[int]] = [[30, 31, 32], [40]]
+    seen: list[torch.Tensor] = []
 
     def spy(_: Any, __: Any, kwargs: dict[str, Any]) -> None:
         seen.append(kwargs["position_ids"])
 
-    handle = model.register_forward_pre_hook(spy, with_kwargs=True)
+    handle = model.model.layers[0].register_forward_pre_hook(spy, with_kwargs=True)
     try:
         drawn = sample(model, rows, decoding(stop_ids=(), max_response_tokens=4), pad_id=PAD, seed=0)
-        rollout = torch.cat(seen, dim=1)
+        rollout = torch.cat(seen, dim=1)  # (2, 3 + 3): the last token is never fed back
         seen.clear()
         batch = make_batch(rows, [one.ids for one in drawn], PAD)
         response_logprobs(model, batch)
     finally:
         handle.remove()
-    real = batch.attention_mask.bool()[:, :-1]  # the last token is never fed back while sampling
-    assert torch.equal(rollout[real], seen[0][:, :-1][real])
+    trained = seen[-1].expand(2, -1)
+    for row, (prompt, padding) in enumerate(((3, 0), (1, 2))):
+        assert rollout[row, padding:].tolist() == trained[row, : prompt + 3].tolist() == list(range(prompt + 3))
 
 
 def test_the_same_seed_draws_the_same_and_another_does_not(model: Any, prompts: list[list[int]]) -> None:

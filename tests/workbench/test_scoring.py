@@ -10,13 +10,14 @@ import torch
 
 from tests.ml_helpers import CPU, PAD, World, build_world, policy_of, random_rows
 from workbench.batching import make_batch
+from workbench.head_logprobs import plain_head
 from workbench.models import load_reward_model
 from workbench.scoring import (
     last_token_scores,
-    response_logits,
     response_logprobs,
     reward_scores,
     sequence_logprobs,
+    token_figures,
 )
 
 Rows = tuple[list[list[int]], list[list[int]]]
@@ -91,16 +92,17 @@ def test_the_score_is_read_at_the_last_real_token_even_if_that_is_the_pad_id(rew
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_response_logprobs_are_at_the_stated_temperature(policy: Any, rows: Rows, temperature: float) -> None:
     batch = make_batch(*rows, PAD)
-    logits = response_logits(policy, batch)
-    assert logits.shape[:2] == batch.response_mask.shape
-    expected = torch.log_softmax(logits / temperature, -1).gather(-1, batch.response_ids[..., None])[..., 0]
+    logits = policy(input_ids=batch.input_ids).logits.flatten(0, 1)[batch.before]
+    expected = torch.log_softmax(logits / temperature, -1).gather(-1, batch.tokens[:, None])[:, 0]
     found = response_logprobs(policy, batch, temperature)
-    assert torch.allclose(found[batch.response_mask], expected[batch.response_mask], atol=1e-6)
+    assert found.shape == batch.response_mask.shape
+    assert torch.allclose(found[batch.response_mask], expected, atol=1e-6)
+    assert not found[~batch.response_mask].any()
 
 
 def test_padded_positions_hold_no_nan_that_could_leak(policy: Any, reward_model: Any) -> None:
     batch = make_batch([[30] * 12, [31]], [[32], [33] * 12], PAD)
-    assert torch.isfinite(response_logits(policy, batch)).all()
+    assert torch.isfinite(response_logprobs(policy, batch)).all()
     assert torch.isfinite(last_token_scores(reward_model, batch)).all()
 
 
@@ -108,3 +110,23 @@ def test_progress_counts_rows(policy: Any, rows: Rows) -> None:
     done: list[int] = []
     sequence_logprobs(policy, *rows, pad_id=PAD, batch_size=20, on_batch=done.append)
     assert done == [20, 30]
+
+
+@pytest.mark.parametrize("with_entropy", [False, True])
+def test_a_model_that_caps_its_logits_gives_the_same_figures_as_its_own_logits(with_entropy: bool) -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    size: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "head_dim": 8}
+    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    config = Gemma2Config(vocab_size=40, final_logit_softcapping=0.5, max_position_embeddings=32, **size, **heads)
+    model = Gemma2ForCausalLM(config).eval()
+    assert plain_head(model) is None
+    batch = make_batch([[3, 4], [5]], [[6, 7], [8, 9, 10]], PAD)
+    logits = model(input_ids=batch.input_ids).logits.flatten(0, 1)[batch.before]
+    found = token_figures(model, batch, 0.7, with_entropy=with_entropy)
+    expected = torch.log_softmax(logits / 0.7, -1)
+    assert torch.allclose(found.logprobs, expected.gather(1, batch.tokens[:, None])[:, 0], atol=1e-6)
+    assert found.states.shape == (5, 16)
+    if found.entropy is not None:
+        assert torch.allclose(found.entropy, -(expected.exp() * expected).sum(1), atol=1e-5)
