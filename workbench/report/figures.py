@@ -34,6 +34,8 @@ def draw_all(results: Mapping[str, Any], folder: Path) -> list[Path]:
     Returns:
         The paths written, in the order of the report.
     """
+    from workbench.report.figures_frontier import draw_frontier, draw_overoptimization
+    from workbench.report.figures_tilt import draw_tilt, drawable
     from workbench.report.figures_agreement import draw_agreement, draw_reliability, draw_trajectory, reliability_sets
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,6 +43,7 @@ def draw_all(results: Mapping[str, Any], folder: Path) -> list[Path]:
     written: list[Path] = []
     for name, draw, wanted in (
         ("frontier.png", draw_frontier, bool(frontier)),
+        ("tilt.png", draw_tilt, drawable(results)),
         ("overoptimization.png", draw_overoptimization, bool(frontier)),
         ("agreement.png", draw_agreement, any((results.get("agreement") or {}).values())),
         ("reliability.png", draw_reliability, bool(reliability_sets(results))),

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.report import curves, wording
+from workbench.report import crossed, curves, wording
 from workbench.report.agreement import sections as agreement_sections
 from workbench.report.decision import annotators, decision, diversity
 from workbench.report.markup import escape as escape  # readers of this module look for it here
@@ -17,6 +17,7 @@ from workbench.report.wording import interval
 FIGURE_TITLES = {
     "frontier.png": "Reward against KL",
     "overoptimization.png": "Proxy and gold reward by KL",
+    "tilt.png": "What each reward could give with a perfect optimizer",
     "agreement.png": "Implicit against explicit reward",
     "reliability.png": "Reliability of both rewards",
     "agreement_trajectory.png": "DPO's implicit reward over training",
@@ -69,6 +70,7 @@ def markdown(results: Mapping[str, Any], figures: Sequence[tuple[str, str]] = ()
         annotators(results),
         curves.matched(results),
         curves.overoptimization(results),
+        crossed.sections(results),
         agreement_sections(results),
         _reward_models(results),
         _costs(results),

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from workbench.report import wording, wording_curves
+from workbench.report import crossed, wording, wording_curves
 from workbench.report.agreement import generalization_line
 from workbench.report.decision import diversity_rows
 from workbench.report.wording import clean, interval
@@ -73,6 +73,8 @@ def print_results(
         _print_rows(out, "gold (or proxy) at matched KL; - : beyond the arm's KL", header, rows)
     for alarming, line in wording_curves.overoptimization_lines(results):
         out.print(Text(line, style="yellow" if alarming else ""))
+    for line in crossed.lines(results):
+        out.print(Text(clean(line)))
     out.print()
     decided = wording.decision_line(results)
     if decided is None:
