@@ -1,4 +1,4 @@
-"""Fills the tables of README.md and docs/results.md from the results of a home, so that no number is typed by hand.
+"""Fills the tables of README.md, docs/results.md and docs/findings.md from a home's results: nothing is typed by hand.
 
 A table stands between `<!-- COMPARISON:TABLE -->` and `<!-- end -->`; the tables are the functions below.
 
@@ -15,11 +15,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fill_findings import FINDINGS
+
 from workbench.report import wording, wording_curves
 from workbench.report.wording import interval, number
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "findings.md")
 MOST_POINTS = 12
 BLOCK = re.compile(r"(<!-- ([\w.-]+):([\w-]+) -->\n).*?(<!-- end -->)", re.S)
 
@@ -205,6 +207,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "reward-model": reward_model,
     "ppo-points": lambda results: points(results, "ppo", "PPO, on validation prompts"),
     "bon-points": lambda results: points(results, "best_of_n", "best-of-n, on test prompts"),
+    **FINDINGS,
 }
 
 

@@ -1,0 +1,156 @@
+"""The tables of docs/findings.md, from results.json alone (`fill_docs.py` fills them in)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from workbench.report import wording_curves
+from workbench.report.decision import DIVERSITY, OUTCOMES
+from workbench.report.wording import interval, number, p_text
+
+NOT_MEASURED = "Not in these results: run the comparison again.\n"
+TILT_ROWS = 6
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return NOT_MEASURED
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def _estimate(value: Any) -> str:
+    return "–" if not value or value.get("value") is None else interval(value)
+
+
+def decision(results: Any) -> str:
+    """The sentence that the comparison ends with."""
+    found = results.get("decision")
+    return f"> {found['sentence']}\n" if found else NOT_MEASURED
+
+
+def evidence(results: Any) -> str:
+    """What the decision stands on."""
+    rows = [
+        [
+            f"{one['a']} : {one['b']}",
+            _estimate(one["win_rate"]),
+            p_text(one["p_holm"]),
+            p_text(one["p_equivalence"]),
+            OUTCOMES.get(one["outcome"], one["outcome"]) + (", by less than the margin" if one["small"] else ""),
+        ]
+        for one in (results.get("decision") or {}).get("evidence") or ()
+    ]
+    return _table(("pair", "win rate of the first", "p of equality (Holm)", "p of the margin", "so"), rows)
+
+
+def diversity(results: Any) -> str:
+    """Diversity of every arm's samples."""
+    arms = {label: arm["diversity"] for label, arm in results["arms"].items() if arm.get("diversity")}
+    rows = [[label, *(_estimate(one[name]) for name in DIVERSITY)] for label, one in arms.items()]
+    return _table(("arm", *DIVERSITY.values()), rows)
+
+
+def diversity_change(results: Any) -> str:
+    """The same less the SFT's, paired by prompt."""
+    rows = [
+        [label, *(_estimate(arm["diversity"]["against_sft"].get(name)) for name in DIVERSITY)]
+        for label, arm in results["arms"].items()
+        if (arm.get("diversity") or {}).get("against_sft")
+    ]
+    return _table(("arm less sft", *DIVERSITY.values()), rows)
+
+
+def annotators(results: Any) -> str:
+    """The arms as each annotator sees them."""
+    about = results.get("annotators") or {}
+    arms = {label: arm for label, arm in results["arms"].items() if arm.get("by_annotator")}
+    if about.get("kind") is None:
+        return f"Not known: {about['reason']}.\n" if about.get("reason") else NOT_MEASURED
+    rows = [
+        [
+            name + (" (minority)" if name in about["minority"] else ""),
+            _estimate(about["leave_one_out"].get(name)),
+            *(_estimate(arm["by_annotator"].get(name)) for arm in arms.values()),
+        ]
+        for name in dict.fromkeys([*about["leave_one_out"], *(n for arm in arms.values() for n in arm["by_annotator"])])
+    ]
+    if about["minority"] and about["kind"] == "expected_win_rate":
+        rows.append(["the others less the minority", "–", *(_estimate(arm["minority_gap"]) for arm in arms.values())])
+    return _table(("annotator", "agrees with the others", *arms), rows)
+
+
+def tilt(results: Any) -> str:
+    """What each reward could give at each KL with a perfect optimizer, where the weights rest on enough candidates."""
+    rows = []
+    points = results.get("tilt") or ()
+    for reward in dict.fromkeys(one["reward"] for one in points):
+        mine = sorted(
+            (one for one in points if one["reward"] == reward and one["seq_kl"]["value"] is not None),
+            key=lambda one: float(one["seq_kl"]["value"]),
+        )
+        step = max(1, -(-len(mine) // TILT_ROWS))
+        rows += [
+            [
+                one["reward"],
+                number(one["beta"]),
+                _estimate(one["seq_kl"]),
+                _estimate(one["gold_gain"]),
+                _estimate(one["proxy_reward"]),
+                number(one["ess"]),
+            ]
+            for one in [*mine[:-1:step], *mine[-1:]]
+        ]
+    header = ("reward", "beta", "KL of its optimum", "gold over the SFT's", "proxy", "effective samples")
+    return _table(header, rows)
+
+
+def decomposition(results: Any) -> str:
+    """The gap between RM+PPO and DPO in parts, and the effects of the crossed design."""
+    rows = []
+    for one in results.get("decomposition") or ():
+        where = "selected" if one["at"] == "selected" else f"KL {number(one['kl'])}"
+        what = one["measure"] + (f" by {one['judge']}" if one.get("judge") else "")
+        rows += [
+            [what, where, f"{effect['effect']}: {effect['name']}", _estimate(effect["difference"])]
+            for effect in one["effects"]
+        ]
+        if gap := one.get("gap"):
+            rows.append([what, where, f"{gap['a']} less {gap['b']}", _estimate(gap["total"])])
+            for split in gap["splits"]:
+                rows += [
+                    [what, where, f"of which {part}, {split['order']}", _estimate(split[part])]
+                    for part in ("reward", "optimizer")
+                ]
+    return _table(("measure", "at", "contrast", "difference"), rows)
+
+
+def generalization(results: Any) -> str:
+    """Whether the implicit reward is the worse one out of distribution."""
+    found = results.get("generalization")
+    if not found:
+        return NOT_MEASURED
+    holds = {True: "It holds here", False: "It does not hold here"}.get(found["holds"], "Unresolved here")
+    told = f"{found['statement']} ({found['source']}). {holds}: {found['reason']}. "
+    told += f"Difference of differences, {found['out_of_distribution']} less {found['in_distribution']}: "
+    return told + f"{_estimate(found['difference'])}.\n"
+
+
+def overoptimization(results: Any) -> str:
+    """What the report says of each arm's line."""
+    lines = [f"- {line}" for _, line in wording_curves.overoptimization_lines(results)]
+    return "\n".join(lines) + "\n" if lines else NOT_MEASURED
+
+
+FINDINGS: dict[str, Callable[[Any], str]] = {
+    "decision": decision,
+    "evidence": evidence,
+    "diversity": diversity,
+    "diversity-change": diversity_change,
+    "annotators": annotators,
+    "tilt": tilt,
+    "decomposition": decomposition,
+    "generalization": generalization,
+    "overoptimization": overoptimization,
+}
