@@ -72,7 +72,6 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
         ("decomposition", lambda: decomposition(scope, measure.verdicts, curves.lines, withheld=measure.withheld())),
         ("agreement", rewards.agreement),
         ("agreement_trajectory", shifts.trajectory),
-        ("tilt", lambda: tilt_points(scope)),
         ("generalization", shifts.generalization),
         ("disagreements", lambda: shown(listed)),
     )
@@ -220,11 +219,11 @@ class Measure:
             split="validation" if best else None,
             oracle=best and one.selected["metric"] == "gold_reward",
         )
+
     def withheld(self) -> bool:
         """Whether what the first judge left unscored could have made its figures."""
         judge = self.scope.judges[0]
         return judge in self.quality and self.quality[judge].uneven is not None
-
 
     def judge_quality(self) -> dict[str, Any]:
         """`judges`: how the judges beside gold and proxy did."""

@@ -20,7 +20,6 @@ SIZE_INCHES = (7.2, 4.6)
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
-_WORDS = {"gold_reward": "gold reward", "proxy_reward": "proxy reward (shared reward model)", "win_rate": "win rate"}
 Style = dict[str, Any]
 
 
@@ -34,17 +33,17 @@ def draw_all(results: Mapping[str, Any], folder: Path) -> list[Path]:
     Returns:
         The paths written, in the order of the report.
     """
+    from workbench.report.figures_agreement import draw_agreement, draw_reliability, draw_trajectory, reliability_sets
     from workbench.report.figures_frontier import draw_frontier, draw_overoptimization
     from workbench.report.figures_tilt import draw_tilt, drawable
-    from workbench.report.figures_agreement import draw_agreement, draw_reliability, draw_trajectory, reliability_sets
 
     folder.mkdir(parents=True, exist_ok=True)
     frontier = results.get("frontier") or []
     written: list[Path] = []
     for name, draw, wanted in (
         ("frontier.png", draw_frontier, bool(frontier)),
-        ("tilt.png", draw_tilt, drawable(results)),
         ("overoptimization.png", draw_overoptimization, bool(frontier)),
+        ("tilt.png", draw_tilt, drawable(results)),
         ("agreement.png", draw_agreement, any((results.get("agreement") or {}).values())),
         ("reliability.png", draw_reliability, bool(reliability_sets(results))),
         ("agreement_trajectory.png", draw_trajectory, bool(results.get("agreement_trajectory"))),
@@ -52,90 +51,6 @@ def draw_all(results: Mapping[str, Any], folder: Path) -> list[Path]:
         if wanted:
             written.append(draw(results, folder / name))
     return written
-
-
-def draw_frontier(results: Mapping[str, Any], path: Path) -> Path:
-    """Quality against KL, one line per arm, with intervals in both directions; the final point is filled.
-
-    Quality is gold where there is one, else the win rate, else the proxy.
-    """
-    points = results["frontier"]
-    field = next(
-        (f for f in ("gold_reward", "win_rate") if any(_value(p.get(f)) is not None for p in points)), "proxy_reward"
-    )
-    figure, (axes,) = _canvas()
-    for label, style in _styles(results).items():
-        for place, own in enumerate(_lines(points, label, field)):
-            _draw_path(axes, own, field, label if place == 0 else None, style)
-    if field == "win_rate":
-        axes.axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
-    _kl_axis(axes, points)
-    axes.set_ylabel(_WORDS[field])
-    axes.set_title(_title(results, f"{_WORDS[field].split(' (')[0]} against distance from the SFT policy"), fontsize=11)
-    axes.legend(frameon=False, loc="best", fontsize=9)
-    return _save(figure, path, results, bound=_has_bound(points), more=["filled: end of the line"])
-
-
-def _draw_path(axes: Axes, own: Sequence[Mapping[str, Any]], field: str, label: str | None, style: Style) -> None:
-    x, y = [p["seq_kl"]["value"] for p in own], [p[field]["value"] for p in own]
-    bound = any(p["seq_kl"].get("kl_kind") == "bound" for p in own)
-    axes.errorbar(
-        x,
-        y,
-        xerr=_ends([p["seq_kl"] for p in own]),
-        yerr=_ends([p[field] for p in own]),
-        **style,
-        markerfacecolor="white",
-        markersize=5.5,
-        linewidth=1.4,
-        elinewidth=0.7,
-        capsize=1.8,
-        label=None if label is None else _label(label) + (" (KL bound)" if bound else ""),
-    )
-    axes.plot(x[-1], y[-1], marker=style["marker"], color=style["color"], markersize=8.5, linestyle="none", zorder=5)
-    axes.annotate(
-        _label(str(own[-1]["label"])[:18]), (x[-1], y[-1]), xytext=(6, -11), textcoords="offset points", fontsize=7.5
-    )
-
-
-def draw_overoptimization(results: Mapping[str, Any], path: Path) -> Path:
-    """Proxy and gold by KL, one panel per arm: where the two part, the proxy is being exploited."""
-    points = results["frontier"]
-    points = [p for p in points if not _on_test(p)]
-    styles = {label: style for label, style in _styles(results).items() if any(p["arm"] == label for p in points)}
-    figure, panels = _canvas(columns=len(styles))
-    drops: dict[str, Any] = {}
-    for entry in results.get("overoptimization") or ():
-        drops.setdefault(entry["arm"], entry)  # the first seed's
-    for axes, (label, style) in zip(panels, styles.items(), strict=True):
-        own = [p for p in points if p["arm"] == label and _value(p["seq_kl"]) is not None]
-        for field, line, fill, name in (("proxy_reward", "--", "white", "proxy"), ("gold_reward", "-", None, "gold")):
-            for place, shown in enumerate(_lines(points, label, field)):
-                x, y = [p["seq_kl"]["value"] for p in shown], [p[field]["value"] for p in shown]
-                low, high = zip(*(_interval(p[field]) for p in shown), strict=True)
-                axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
-                look = {"color": style["color"], "linestyle": line, "marker": style["marker"], "markersize": 4.5}
-                axes.plot(x, y, **look, markerfacecolor=fill or style["color"], label=name if place == 0 else None)
-        peak = _value((drops.get(label) or {}).get("peak_kl"))
-        if peak is not None and own and peak <= 1.5 * max(p["seq_kl"]["value"] for p in own):
-            axes.axvline(peak, color="0.4", linewidth=0.9, linestyle=":")
-            axes.annotate(
-                "fitted peak",
-                (peak, 0.01),
-                xycoords=("data", "axes fraction"),
-                fontsize=7,
-                rotation=90,
-                xytext=(2, 2),
-                textcoords="offset points",
-                color="0.3",
-            )
-        _kl_axis(axes, own)
-        axes.set_title(_label(label[:24]), fontsize=10)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=8, loc="upper left")
-    panels[0].set_ylabel("reward")
-    figure.suptitle(_title(results, "proxy and gold reward by KL"), fontsize=11)
-    return _save(figure, path, results, bound=_has_bound(points))
 
 
 def draw_curves(curves: Mapping[str, Sequence[tuple[float, float]]], path: Path, *, metric: str, title: str) -> Path:
@@ -197,18 +112,6 @@ def _styles(results: Mapping[str, Any]) -> dict[str, Style]:
     labels = [label for label in results.get("arms") or {} if label != "sft"]
     labels += [p["arm"] for p in results.get("frontier") or () if p["arm"] not in labels and p["arm"] != "sft"]
     return {label: _style(place) for place, label in enumerate(dict.fromkeys([*labels, "sft"]))}
-
-
-def _lines(points: Sequence[Mapping[str, Any]], label: str, field: str) -> list[list[Mapping[str, Any]]]:
-    """An arm's drawable points in the order given: one list per run seed, points on test prompts apart.
-
-    A trajectory is measured on validation prompts; a line to a point on other prompts would show no movement.
-    """
-    by_seed: dict[object, list[Mapping[str, Any]]] = {}
-    for p in points:
-        if p["arm"] == label and _value(p.get(field)) is not None and _value(p["seq_kl"]) is not None:
-            by_seed.setdefault((p.get("seed"), _on_test(p)), []).append(p)
-    return list(by_seed.values())
 
 
 def _on_test(point: Mapping[str, Any]) -> bool:
