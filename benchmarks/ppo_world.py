@@ -31,12 +31,8 @@ def make_model(size: str, folder: Path) -> Path:
     words = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
     inner = Tokenizer(WordLevel(words, unk_token="<unk>"))
     inner.pre_tokenizer = Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
-    model = new_small_llama(
-        SIZES[size], vocab_size=VOCABULARY, special={"pad": 0, "eos": 1}, context=1024, seed=0
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+    model = new_small_llama(SIZES[size], vocab_size=VOCABULARY, special={"pad": 0, "eos": 1}, context=1024, seed=0)
     save_model(model, tokenizer, folder)
     return folder
 

@@ -33,7 +33,8 @@ def head_logprobs(
         (N,) float32 nats, and (N,) entropies in nats or None.
     """
     chunk = max(1, _ELEMENTS.get(hidden.device.type, 2**20) // head.weight.shape[0])
-    logprobs, entropy = _HeadLogprobs.apply(hidden, head.weight, head.bias, ids, temperature, with_entropy, chunk)
+    compute: Any = _HeadLogprobs.apply
+    logprobs, entropy = compute(hidden, head.weight, head.bias, ids, temperature, with_entropy, chunk)
     return logprobs, entropy if with_entropy else None
 
 
