@@ -388,6 +388,7 @@ class Tracker:
             now_ms, match = _now_ms(), results.get("match") or {}
             points = [(key, value, now_ms, 0) for key, value in names.headline_metrics(results).items()]
             points += names.frontier_points(results, now_ms)
+            points += names.agreement_points(results, now_ms)
             self._send({"op": "batch", "ref": self.ref, "metrics": points, "tags": names.decision_tags(results)})
             text = json.dumps(redact(match), indent=2, default=str)
             self._send({"op": "text", "ref": self.ref, "text": text, "file": "match.json"})

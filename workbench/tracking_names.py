@@ -43,9 +43,14 @@ AGREEMENT_ESTIMATES = (
     "explicit_accuracy",
     "agreement",
     "kappa",
+    "accuracy_difference",
+    "chance",
     "spearman_margins",
     "spearman_within_prompt",
     "kendall_tau",
+)
+CALIBRATION_ESTIMATES = tuple(
+    f"{side}_{name}" for side in ("implicit", "explicit") for name in ("ece", "brier", "slope")
 )
 DIVERSITY_ESTIMATES = (
     "distinct_1",
@@ -148,6 +153,13 @@ def headline_metrics(results: Mapping[str, Any]) -> dict[str, float]:
     for name, entry in (results.get("agreement") or {}).items():
         for field in AGREEMENT_ESTIMATES:
             metrics |= estimate_metrics(f"{field}/{name}", (entry or {}).get(field))
+        for field in CALIBRATION_ESTIMATES:
+            metrics |= estimate_metrics(f"{field}/{name}", ((entry or {}).get("calibration") or {}).get(field))
+        standardized = ((entry or {}).get("standardized") or {}).get("agreement")
+        metrics |= estimate_metrics(f"agreement_standardized/{name}", standardized)
+    found = results.get("generalization") or {}
+    for shift in found.get("shifts") or ():
+        metrics |= estimate_metrics(f"accuracy_difference_change/{shift['set']}", shift.get("difference_change"))
     return metrics
 
 
@@ -181,6 +193,18 @@ def frontier_points(results: Mapping[str, Any], unix_ms: int) -> list[Point]:
             value = (entry.get(field) or {}).get("value")
             if isinstance(value, int | float) and math.isfinite(value):
                 points.append((safe_key(f"frontier_{field}/{arm}"), float(value), unix_ms, step))
+    return points
+
+
+def agreement_points(results: Mapping[str, Any], unix_ms: int) -> list[Point]:
+    """The implicit reward over DPO's training as curves on the parent; step = DPO's step."""
+    points: list[Point] = []
+    for entry in results.get("agreement_trajectory") or ():
+        for field in ("agreement", "implicit_accuracy", "seq_margin"):
+            value = (entry.get(field) or {}).get("value")
+            if isinstance(value, int | float) and math.isfinite(value):
+                key = safe_key(f"{field}_over_training/{entry['arm']}/{entry['set']}")
+                points.append((key, float(value), unix_ms, int(entry["step"])))
     return points
 
 

@@ -33,7 +33,81 @@ def agreement(value: float) -> dict[str, Any]:
         "spearman_margins": estimate(value - 0.15, 0.04),
         "spearman_within_prompt": estimate(value - 0.25, 0.04),
         "kendall_tau": estimate(value - 0.3, 0.04),
-        "calibration": None,
+        "truth": "gold",
+        "chance": estimate(value - 0.15, 0.02),
+        "accuracy_difference": estimate(0.03, 0.02),
+        "calibration": calibration(),
+        "standardized": {
+            "reference": "heldout",
+            "agreement": estimate(value + 0.02, 0.03),
+            "implicit_accuracy": estimate(value, 0.03),
+            "explicit_accuracy": estimate(value + 0.03, 0.03),
+        },
+        "by_gold_gap": [
+            {"low": low, "high": high, "pairs": 400, "agreement": estimate(value - 0.1, 0.04)}
+            | {"implicit_accuracy": estimate(value - 0.12, 0.04), "explicit_accuracy": estimate(value - 0.1, 0.04)}
+            for low, high in ((None, 1.0), (1.0, None))
+        ],
+    }
+
+
+def calibration() -> dict[str, Any]:
+    found: dict[str, Any] = {"labels": "fresh"}
+    for side, slope in (("implicit", 1.1), ("explicit", 0.6)):
+        found |= {f"{side}_ece": estimate(0.04, 0.03), f"{side}_brier": estimate(0.19, 0.02)}
+        found[f"{side}_slope"] = estimate(slope, 0.2)
+        found[f"{side}_reliability"] = [
+            {"predicted": p, "preferred": estimate(0.5 + slope * (p - 0.5), 0.05), "pairs": 40} for p in (0.2, 0.5, 0.8)
+        ]
+    return found
+
+
+def agreement_parts() -> dict[str, Any]:
+    """The parts of results.json beside `agreement` that are about the two rewards."""
+    return {
+        "agreement_trajectory": [
+            {
+                "arm": "dpo",
+                "step": step,
+                "set": name,
+                "agreement": estimate(0.7 + step / 1000, 0.03),
+                "implicit_accuracy": estimate(0.68 + step / 1000, 0.03),
+                "explicit_accuracy": estimate(0.73, 0.03),
+                "accuracy_difference": estimate(0.03, 0.03),
+                "seq_margin": estimate(step / 200, 0.05),
+            }
+            for step in (25, 50)
+            for name in ("heldout", "ood")
+        ],
+        "generalization": {
+            "statement": "The implicit reward loses more accuracy out of distribution",
+            "source": "Lin et al. 2024",
+            "in_distribution": "on_policy/sft",
+            "out_of_distribution": "ood",
+            "difference": estimate(0.04, 0.03),
+            "holds": "unresolved",
+            "reason": "1 run seed(s)",
+            "reference": "on_policy/sft",
+            "shifts": [
+                {"set": "on_policy/ppo", "kind": "on_policy", "optimized": "explicit"}
+                | dict.fromkeys(("implicit_change", "explicit_change", "difference_change"), estimate(-0.05, 0.03))
+                | {"difference": estimate(-0.02, 0.03)}
+            ],
+        },
+        "disagreements": [
+            {
+                "set": "heldout",
+                "seed": 0,
+                "prompt_id": "p0",
+                "prompt": "felix has a wrong clock ; reply :",
+                "explicit_prefers": "hi felix , we are happy to help .",
+                "implicit_prefers": "so sorry about the wrong clock .",
+                "explicit_margin": 2.1,
+                "implicit_margin": 1.2,
+                "gold_margin": -0.8,
+                "size": 1.4,
+            }
+        ],
     }
 
 
@@ -162,6 +236,7 @@ def results(seeds: list[int] | None = None) -> dict[str, Any]:
             "on_policy/dpo": agreement(0.66),
             "ood": None,
         },
+        **agreement_parts(),
         "stages": [
             {"name": "sft", "instance": "sft", "key": "k1", "cached": True, "why": "hit", "wall_s": 30.0},
             {"name": "ppo", "instance": "ppo[ppo,seed=0]", "key": "k2", "cached": False, "why": "new", "wall_s": 75.0},

@@ -156,7 +156,7 @@ def test_odd_data_are_drawn_all_the_same(tmp_path: Path) -> None:
         point |= {"implicit_accuracy": None, "explicit_accuracy": None}
     data["agreement"]["heldout"]["calibration"]["implicit_reliability"][0]["preferred"] |= {"low": None, "high": None}
     assert len(figures.draw_all(data, tmp_path)) == 5
-    data |= {"frontier": [], "agreement": {}}
+    data |= {"frontier": [], "agreement": {}, "agreement_trajectory": []}
     assert figures.draw_all(data, tmp_path) == []
 
 

@@ -422,6 +422,7 @@ def test_real_server_online_and_after_an_outage(tmp_path: Path) -> None:
 def test_every_name_that_tracking_makes_is_documented() -> None:
     documented = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     made = set(names.headline_metrics(results())) | {key for key, *_ in names.frontier_points(results(), 0)}
+    made |= {key for key, *_ in names.agreement_points(results(), 0)}
     made |= set(names.cost_metrics({"cost": dict.fromkeys(names.COST_FIELDS, 1.0)}))
     assert len(made) > 100
     for name in made:
