@@ -144,12 +144,12 @@ def _pairs_behind(artifacts: Artifacts, source: str, run: int, consumed: str) ->
     """Digest of the pairs behind a reward or a DPO arm; where it declares other labels, with every turn undone.
 
     Both digests come from the ids of the relabeled pairs: what was consumed must be them, and only then are they
-    taken for the pairs that they were made of.
+    taken for the pairs that they were made of. The data's own labels in their place fail as any other pairs do.
     """
     if not artifacts.has(source, run, "relabeled"):
         return consumed
     made, restored = train_digests(artifacts.path(source, run, "relabeled"))
-    return restored if consumed == made else consumed
+    return restored if consumed == made else f"{consumed} in place of the declared {made}"
 
 
 def _parametrization(facts: Mapping[str, Any]) -> str:
