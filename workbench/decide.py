@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 from workbench.config_base import BASELINE
 from workbench.config_decision import Decision as Rule
@@ -47,6 +48,9 @@ def decide(results: Results, rule: Rule, judge: str) -> Decision:
         return _refused(found, "no arm is left that may be chosen", eligible, excluded)
     settled = settle(candidate_pairs(results, eligible, judge), rule.margin)
     left = what_is_left(eligible, settled)
+    if left.verdict == "undecided":  # the one in front first
+        first = leader(left.arms, settled)
+        left = replace(left, arms=(first, *(label for label in left.arms if label != first)))
     decision = Decision.model_validate(
         found
         | {
@@ -67,7 +71,7 @@ def decide(results: Results, rule: Rule, judge: str) -> Decision:
                 for one in settled
             ],
             "more": what_would_settle(left, settled, rule.margin, seeds) if left.verdict == "undecided" else None,
-            "matched_kl": matched_text(results, left.arms, eligible),
+            "matched_kl": matched_text(results, left.arms[0], eligible) or None,
             "sentence": "-",
         }
     )
@@ -158,7 +162,7 @@ def _plain(estimate: E) -> E:
 
 def what_would_settle(left: Left, settled: Sequence[Settled], margin: float, seeds: int) -> More:
     """About how many more seeds or prompts would settle what is open between the leader and the others left."""
-    first = leader(left.arms, settled)
+    first = left.arms[0]
     mine = [one for one in left.open if first in (one.pair.a, one.pair.b)]
     asked = mine or list(left.open)
     compared = {frozenset((one.pair.a, one.pair.b)) for one in settled}
@@ -170,12 +174,15 @@ def what_would_settle(left: Left, settled: Sequence[Settled], margin: float, see
         return More(
             seeds=None, prompts=None, reason="the candidates beat each other in a circle: more data will not help"
         )
-    about = ", ".join(f"{one.pair.a} and {one.pair.b}" for one in asked)
+    others = {one.pair.b if one.pair.a == first else one.pair.a for one in asked}
+    about = f"{first} from {' and '.join(sorted(others))}" if len(others) == 1 else f"{first} from the others left"
+    if not mine:
+        about = ", ".join(f"{one.pair.a} from {one.pair.b}" for one in asked)
     wanted_seeds = [more_seeds(one.pair, margin, len(settled)) for one in asked]
     wanted_prompts = [more_prompts(one.pair, margin, len(settled)) for one in asked]
     known_seeds = [one for one in wanted_seeds if one is not None]
     known_prompts = [one for one in wanted_prompts if one is not None]
-    reason = f"to tell {about} apart, or show them equivalent, with 80% power if they differ as estimated"
+    reason = f"to tell {about}, or show them equivalent, with 80% power if they differ as estimated"
     if seeds == 1:
         reason += "; how many seeds it takes is not known from one"
     elif len(known_seeds) < len(asked):

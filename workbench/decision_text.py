@@ -11,6 +11,8 @@ from workbench.report.wording import interval, kl_text, number, p_text
 from workbench.results import Results
 from workbench.results_decision import Decision, DecisionPair
 
+MOST_NAMED = 3  # a sentence, not a table
+
 
 def sentence(decision: Decision, results: Results, rule: Rule) -> str:
     """What was decided, on which evidence, at what KL and cost, and about what."""
@@ -60,14 +62,16 @@ def _equivalent(decision: Decision) -> str:
 
 
 def _undecided(decision: Decision) -> str:
+    first = decision.arms[0]
     beaten = [label for label in decision.eligible if label not in decision.arms]
     open_ = [one for one in decision.evidence if {one.a, one.b} <= set(decision.arms) and one.outcome == "open"]
     text = f"it is undecided between {_list(decision.arms)}, judged by {decision.judge}"
-    if open_:
-        widest = max(open_, key=lambda one: abs((one.win_rate.value or 0.5) - 0.5))
-        text += f" on {widest.win_rate.n} prompts: {widest.a} over {widest.b} is "
-        text += interval(widest.win_rate.model_dump())
-        text += f", neither better than chance nor shown to be within {number(decision.margin)} of 0.5"
+    mine = [one for one in open_ if first in (one.a, one.b)]
+    if mine:
+        closest = min(mine, key=lambda one: _for(one, first)[0])
+        text += f" on {closest.win_rate.n} prompts: {first} is in front, but over {_other(closest, first)} it has "
+        text += f"{_for(closest, first)[1]}, neither better than chance nor shown to be within "
+        text += f"{number(decision.margin)} of 0.5{f' (and so with {len(mine) - 1} more)' if len(mine) > 1 else ''}"
     text += f". Each of them beats {_list(beaten)}." if beaten else "."
     if decision.more is not None:
         wanted = [
@@ -75,14 +79,14 @@ def _undecided(decision: Decision) -> str:
             for count, what in ((decision.more.seeds, "run seeds"), (decision.more.prompts, "prompts"))
             if count is not None
         ]
-        head = f"{' or '.join(wanted)} " if wanted else "It is not known how much more it takes "
+        head = f"{' or '.join(wanted)} " if wanted else "it is not known how much more it takes "
         text += f" {head[0].upper()}{head[1:]}{decision.more.reason}."
     return text
 
 
 def _price(decision: Decision, results: Results) -> str:
-    """KL and cost of those that are left and of the strongest of the others."""
-    shown = [*decision.arms, *_runner_up(decision)]
+    """KL and cost of those that are left, and of the one that a winner beats by least."""
+    shown = [*decision.arms[:MOST_NAMED], *_runner_up(decision)]
     told = []
     for label in shown:
         arm = results.arms[label]
@@ -128,39 +132,33 @@ def _scope(seeds: int) -> str:
     return f"{named} no verdict on the methods, which takes {more} more run seed{'s'[: more > 1]}."
 
 
-def matched_text(results: Results, left: Sequence[str], eligible: Sequence[str]) -> str:
-    """What is known of the candidates at equal KL: those that are left against every other candidate."""
-    found = getattr(results, "matched_kl", None) or ()
-    rows = [one for one in found if one.against is not None and one.reward == "gold_reward"]
-    trained = [label for label in eligible if label != BASELINE]
-    wanted = [(a, b) for a in left for b in trained if a != b and a != BASELINE and not (b in left and b < a)]
-    if not wanted:
+def matched_text(results: Results, arm: str, eligible: Sequence[str]) -> str:
+    """What is known of an arm against every other candidate at equal KL."""
+    others = [label for label in eligible if label not in (arm, BASELINE)]
+    if arm == BASELINE or not others:
         return ""
-    ahead, behind, open_, missing = list[str](), list[str](), list[str](), list[str]()
-    for a, b in wanted:
-        at = [one for one in rows if {one.arm, one.against} == {a, b} and one.estimate.value is not None]
-        name = f"{a} over {b}" if len(left) > 1 else b
+    rows = [one for one in results.matched_kl if one.against is not None and one.reward == "gold_reward"]
+    told: dict[str, list[str]] = {"ahead of": [], "behind": [], "not told apart from": []}
+    missing = 0
+    for other in others:
+        at = [one for one in rows if {one.arm, one.against} == {arm, other} and one.estimate.value is not None]
         if not at:
-            missing.append(name)
+            missing += 1
             continue
         last = max(at, key=lambda one: one.kl)
         gap = last.estimate.model_dump()
-        if last.arm != a:
+        if last.arm != arm:
             low, high = (None if end is None else -end for end in (gap["high"], gap["low"]))
             gap |= {"value": -gap["value"], "low": low, "high": high}
-        told = f"{name} ({interval(gap)} at {number(last.kl)} nats)"
         sure = gap["low"] is not None and (gap["low"] > 0 or gap["high"] < 0)
-        (open_ if not sure else ahead if gap["low"] > 0 else behind).append(told)
-    if not (ahead or behind or open_):
-        return "KL could not be matched: no two of these arms have a gold reward at the same KL."
-    who = left[0] if len(left) == 1 else "The first"
-    parts = [
-        f"{words} {', '.join(names)}"
-        for words, names in (("ahead of", ahead), ("behind", behind), ("not told apart from", open_))
-        if names
-    ]
-    text = f"At matched KL (gold reward, at the largest KL that both reach): {who} is {'; '.join(parts)}."
-    return text + (f" Not matched: {', '.join(missing)}." if missing else "")
+        where = "not told apart from" if not sure else "ahead of" if gap["low"] > 0 else "behind"
+        told[where].append(f"{other} ({interval(gap)} at {number(last.kl)} nats)")
+    found = [f"{words} {', '.join(names)}" for words, names in told.items() if names]
+    if not found:
+        return "KL could not be matched: no other candidate has a gold reward at a KL that this one has too."
+    text = f"At matched KL (gold, at the largest KL that both reach, 95% intervals) {arm} is {'; '.join(found)}."
+    rest = "1 other" if missing == 1 else f"{missing} others"
+    return text + (f" It could not be matched with {rest}." if missing else "")
 
 
 def _for(pair: DecisionPair, arm: str) -> tuple[float, str]:

@@ -271,6 +271,21 @@ def test_a_judge_that_saw_the_baseline_only_cannot_choose_between_arms() -> None
     assert "opponents: all" in found.more.reason
 
 
+def test_matched_kl_is_said_where_it_was_measured() -> None:
+    data = whole(ppo_dpo=0.6, ppo_best_of_n=0.6)
+    assert "could not be matched" in decide(data, Rule(), "gold").sentence
+
+    def gap(arm: str, against: str, kl: float, value: float) -> dict[str, Any]:
+        where = {"reward": "gold_reward", "kl_kind": "mixed", "prompt_set": "mixed"}
+        return {"arm": arm, "against": against, "kl": kl, "estimate": estimate(value, 0.1), **where}
+
+    rows = [gap("ppo", "dpo", 1.0, 0.5), gap("ppo", "dpo", 5.0, -0.3), gap("best_of_n", "ppo", 1.5, 0.05)]
+    found = decide(changed(data, matched_kl=rows), Rule(), "gold")
+    assert found.verdict == "winner"  # it went farther; that is what the sentence must not hide
+    assert "behind dpo (-0.30 [-0.40, -0.20] at 5.00 nats)" in found.sentence
+    assert "not told apart from best_of_n (-0.05 [-0.15, 0.05] at 1.50 nats)" in found.sentence
+
+
 def test_the_file_holds_it() -> None:
     data = whole(ppo_dpo=0.6, ppo_best_of_n=0.6)
     found = decide(data, Rule(), "gold")
