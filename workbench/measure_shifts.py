@@ -131,8 +131,9 @@ class Shifts:
         )
 
     def _optimized(self, label: str) -> Literal["explicit", "implicit"] | None:
-        """Which of the two compared rewards an arm was trained on or selects by."""
-        reward = (self.scope.blocks.get(label) or {}).get("reward")
+        """Which of the two compared rewards an arm was trained on, selects by or had its pairs labeled by."""
+        block = self.scope.blocks.get(label) or {}
+        reward = block.get("labels") or block.get("reward")
         if label == self.scope.implicit or reward == self.scope.implicit:
             return "implicit"
         return "explicit" if reward == self.scope.proxy else None
