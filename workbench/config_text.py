@@ -50,6 +50,8 @@ def json_schema() -> dict[str, Any]:
         _nullable(schema["$defs"]["PPO"]["properties"], field)
     for field in ("report_n", "pool"):
         _nullable(schema["$defs"]["BestOfN"]["properties"], field)
+    lora = schema["$defs"]["LoraAdapter"]["properties"]
+    lora["target_modules"] = _either(lora["target_modules"], {"type": "string"})
     for name, info in Comparison.model_fields.items():  # pydantic leaves out those that repeat a section's own
         properties[name]["description"] = info.description
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"

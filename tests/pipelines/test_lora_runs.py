@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from pipelines import dpo, reward_model
+from pipelines.graph import build_graph
 from pipelines.sources import resolve_origin
 from tests import bench
 from tests.ml_helpers import CPU, PAD, Killed, Log, World, build_world, dpo_config, policy_of, reward_config
@@ -210,6 +211,42 @@ def test_targets_that_the_model_does_not_have_are_refused_before_anything_runs(t
     with pytest.raises(ConfigError, match=r"got (c_attn|embed_tokens), expected all-linear.*q_proj") as found:
         resolve_origin(comparison, Store.open(tmp_path / "home"))
     assert (found.value.exit_code, found.value.where) == (2, "model.lora.target_modules")
+
+
+@pytest.mark.parametrize(
+    ("block", "says"),
+    [
+        ("{rank: 0}", "at least 1"),
+        ("{alpha: 0}", "more than 0"),
+        ("{target_modules: [a-b]}", "end of a layer's name"),
+        ("{target_modules: [all-linear, q_proj]}", "alone"),
+        ("{target_modules: []}", "at least 1"),
+        ("{dropout: 0.1}", "unknown field"),
+    ],
+)
+def test_bad_settings_are_refused(block: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as found:
+        load_config(Path("smoke"), [f"model.lora={block}"])
+    assert found.value.exit_code == 2
+
+
+def test_settings_reach_the_stages_that_train_from_the_sft_and_no_others(tmp_path: Path) -> None:
+    def stages(*overrides: str) -> dict[str, Any]:
+        comparison = load_config(Path("smoke"), overrides)
+        return dict(build_graph(comparison, resolve_origin(comparison, Store.open(tmp_path / "home"))).stages)
+
+    plain, adapted = stages(), stages("model.lora={rank: 4, target_modules: all-linear}")
+    assert plain.keys() == adapted.keys()
+    trained = {"reward_model", "dpo", "ppo", "rloo", "grpo"}
+    for instance, stage in adapted.items():
+        if stage.name in trained:
+            assert stage.config["lora"] == {"rank": 4, "alpha": 32.0, "target_modules": ["all-linear"]}
+            assert {name for name in stage.config if name != "lora"} == set(plain[instance].config)
+            assert set(stage.packages) - set(plain[instance].packages) == {"peft"}
+        else:
+            assert stage.config == plain[instance].config, instance
+            assert "peft" not in stage.packages
+    assert {stage.name for stage in adapted.values()} & trained == {"reward_model", "dpo", "ppo"}
 
 
 # ------------------------------------------------------------------------------------------- a whole comparison
