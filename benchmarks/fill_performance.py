@@ -100,6 +100,18 @@ def work(figures: Mapping[str, Any]) -> str:
     return table(("", "workbench", "scripts"), rows)
 
 
+def found(figures: Mapping[str, Any]) -> str:
+    """Win rates against each side's own SFT: both did the task, not only its steps."""
+    ours, theirs = (figures["runs"][-1][side]["win_rates"] for side in ("ours", "theirs"))
+    names = ("value", "low", "high")
+    rows = [
+        [label, *(estimate(dict(zip(names, side[label], strict=True))) for side in (ours, theirs))]
+        for label in ours
+        if label in theirs
+    ]
+    return table(("win rate against SFT, judged by gold", "workbench", "scripts"), rows)
+
+
 def threads(figures: Mapping[str, Any]) -> str:
     """What the probe found for each script."""
     if figures["probe"] is None:
@@ -137,7 +149,7 @@ def growth(figures: Mapping[str, Any]) -> str:
 
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "machine": machine, "sides": sides, "steps": steps, "floors": floors, "work": work, "threads": threads,
-    "growth": growth,
+    "found": found, "growth": growth,
 }  # fmt: skip
 
 

@@ -54,6 +54,7 @@ from workbench.store import Store
 ROOT = Path(__file__).parents[1]
 GOAL = 0.6
 PROBE_SCALE = 0.03
+ENDS = ("value", "low", "high")
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "numpy")
 
 
@@ -73,8 +74,8 @@ def check(done: Spent, what: str, errors: Path, fine: tuple[int, ...] = (0,)) ->
         raise SystemExit(f"{what} ended with {done.code}:\n{tail}")
 
 
-def run_ours(comparison: Comparison, folder: Path) -> tuple[Spent, dict[str, dict[str, Any]]]:
-    """`workbench compare` as a subprocess on a fresh home; what it took, and the records of its stages."""
+def run_ours(comparison: Comparison, folder: Path) -> tuple[Spent, dict[str, dict[str, Any]], dict[str, Any]]:
+    """`workbench compare` as a subprocess on a fresh home; what it took, the records of its stages, its win rates."""
     folder.mkdir()
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(comparison.model_dump(mode="json"), sort_keys=False))
@@ -84,7 +85,9 @@ def run_ours(comparison: Comparison, folder: Path) -> tuple[Spent, dict[str, dic
     errors = folder / "stderr.txt"
     done = metered(command, env=environment, stdout=folder / "stdout.json", stderr=errors)
     check(done, "workbench compare", errors, (0, 4, 5))  # tiny trials may diverge or fail a check, and still count
-    return done, read_records(folder / "home")
+    arms = json.loads((folder / "stdout.json").read_text())["arms"]
+    rates = {label: [arm["win_rate"][end] for end in ENDS] for label, arm in arms.items() if arm["win_rate"]}
+    return done, read_records(folder / "home"), rates
 
 
 def run_theirs(
@@ -138,7 +141,7 @@ def once(comparison: Comparison, plan: Mapping[str, Any], folder: Path, threads:
     for side in ("ours", "theirs") if order == "ours-first" else ("theirs", "ours"):
         say(f"{side}:")
         if side == "ours":
-            ours, records = run_ours(comparison, folder / "ours")
+            ours, records, rates = run_ours(comparison, folder / "ours")
             say(f"  {ours.wall_s:.1f} s wall, {ours.cpu_s:.1f} s CPU")
         else:
             theirs, reports = run_theirs(plan, folder / "theirs", threads)
@@ -146,7 +149,7 @@ def once(comparison: Comparison, plan: Mapping[str, Any], folder: Path, threads:
     return {
         "order": order,
         "load_before": round(load, 2),
-        "ours": told_ours(ours, records, comparison),
+        "ours": told_ours(ours, records, comparison) | {"win_rates": rates},
         "theirs": told_theirs(theirs, reports, threads),
         "work": compared_work(work_of_ours(records, plan), work_of_theirs(reports, plan)),
         "ratio_wall": ours.wall_s / sum(one.wall_s for one in theirs.values()),
@@ -194,7 +197,7 @@ def told_theirs(spent: Mapping[str, Spent], reports: Mapping[str, Any], threads:
         "cpu_s": sum(one.cpu_s for one in spent.values()),
         "processes": len(spent),
         "steps": steps,
-        "results": {name: reports["evaluate"][name] for name in ("win_rates", "gold", "agreement")},
+        "win_rates": reports["evaluate"]["win_rates"],
     }
 
 

@@ -25,6 +25,7 @@ STEPS = {
     "generations": "evaluate", "scores": "evaluate", "trajectory": "evaluate", "margins": "evaluate",
     "select": "evaluate", "measure": "measure",
 }  # fmt: skip
+SAMPLED = ("test", "ood")  # the scripts draw no further sets
 HEADS = ("prompts", "sft_corpus", "tokenizer", "base_model")  # data, given to the scripts before their clock starts
 
 
@@ -124,6 +125,7 @@ def make_plan(comparison: Comparison, graph: Graph, files: Mapping[str, str]) ->
         "best_of_n_reward": {
             label: "reward" if arm.reward in comparison.reward_models else arm.reward for label, arm in best.items()
         },
+        "reward_models": list(comparison.reward_models),
         "selectors": sorted({arm.reward for arm in best.values()} & set(dpo)),
         "pool": candidates[0].config["samples_per_prompt"] if candidates else 0,
         "policies": ["sft", *(label for label, arm in arms.items() if not isinstance(arm, BestOfN))],
@@ -163,7 +165,14 @@ def step_of(record: Mapping[str, Any]) -> str:
         return str(instance.partition("[")[2].partition(",")[0])
     if name == "scores" and instance.startswith("scores[candidates"):
         return "best_of_n"
+    if name in ("generations", "scores") and purpose(instance) not in SAMPLED:
+        return "ours alone"
     return STEPS.get(name, "ours alone")
+
+
+def purpose(instance: str) -> str:
+    """What samples are for: `test` of `generations[dpo,test,seed=0]`."""
+    return [*instance.partition("[")[2].split(","), ""][1]
 
 
 def work_of_ours(records: Mapping[str, Mapping[str, Any]], plan: Mapping[str, Any]) -> dict[str, int]:
@@ -190,9 +199,11 @@ def work_of_ours(records: Mapping[str, Mapping[str, Any]], plan: Mapping[str, An
     if plan["best_of_n"]:
         pool = next(name for name in names if name.startswith("candidates["))
         done["best_of_n: samples"] = lines(pool)
-        scorers = [name for name in names if name.startswith("scores[candidates") and ",gold," not in name]
+        wanted = {"gold", *plan["selectors"], *plan["reward_models"]}
+        scorers = [name for name in names if name.startswith("scores[candidates") and name.split(",")[2] in wanted]
         done["best_of_n: scored"] = len(scorers) * done["best_of_n: samples"]
-    done["evaluate: samples"] = sum(lines(name) for name in names if name.startswith("generations["))
+    drawn = [name for name in names if name.startswith("generations[") and purpose(name) in SAMPLED]
+    done["evaluate: samples"] = sum(map(lines, drawn))
     done["evaluate: checkpoints"] = kept if plan["evaluation"]["trajectory_prompts"] else 0
     done["evaluate: samples of checkpoints"] = kept * plan["evaluation"]["trajectory_prompts"]
     return done

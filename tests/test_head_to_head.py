@@ -136,9 +136,10 @@ def figures() -> dict[str, Any]:
     ours = {
         "wall_s": 50.0, "cpu_s": 80.0, "workers": 2, "steps": {"sft": step}, "outside_stages_cpu_s": 20.0,
         "critical_path": ["sft", "measure"], "critical_path_s": 30.0, "stages_over_workers_s": 35.0,
+        "win_rates": {"dpo": [0.8, 0.7, 0.9]},
     }  # fmt: skip
     script = {"wall_s": 100.0, "cpu_s": 90.0, "imports_s": 5.0, "threads": 2}
-    theirs = {"wall_s": 100.0, "cpu_s": 90.0, "steps": {"sft": script}}
+    theirs = {"wall_s": 100.0, "cpu_s": 90.0, "steps": {"sft": script}, "win_rates": {"dpo": [0.75, 0.7, 0.8]}}
     run = {
         "order": "ours-first", "load_before": 0.1, "ours": ours, "theirs": theirs, "ratio_wall": 0.5, "ratio_cpu": 0.9,
         "work": [{"what": "sft: optimizer steps", "ours": 400, "theirs": 400, "equal": True}],
@@ -153,11 +154,11 @@ def figures() -> dict[str, Any]:
 def test_the_page_is_filled_between_its_marks(tmp_path: Path) -> None:
     page = tmp_path / "performance.md"
     page.write_text(PAGE.read_text())
-    assert fill(page, figures()) == 6
+    assert fill(page, figures()) == 7
     text = page.read_text()
     assert "| CPU | 1 min 20 s | 1 min 30 s | 0.90 |" in text
     assert "a try, not the result" in text
-    assert fill(page, figures()) == 6
+    assert fill(page, figures()) == 7
     assert page.read_text() == text
 
 

@@ -38,7 +38,9 @@ def main() -> None:
         best = value.argmax(2)
         picked = (np.arange(blocks) * n + best + np.arange(len(best))[:, None] * pool).ravel()
         found[arm] = {"gold": golds[picked].reshape(-1, blocks).tolist(), "proxy": proxy[picked].mean()}
-    today.write_report(folder, name, imported_s, samples=len(drawn), scored=len(selectors) * len(drawn), arms=found)
+    today.write_report(
+        folder, name, imported_s, samples=len(drawn), scored=(1 + len(selectors)) * len(drawn), arms=found
+    )
 
 
 if __name__ == "__main__":
