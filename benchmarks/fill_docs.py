@@ -1,4 +1,4 @@
-"""Fills the tables of README.md, docs/results.md and docs/findings.md from a home's results: nothing is typed by hand.
+"""Fills the tables of README.md and of the pages under docs from a home's results: nothing is typed by hand.
 
 A table stands between `<!-- COMPARISON:TABLE -->` and `<!-- end -->`; the tables are the functions below.
 
@@ -21,7 +21,7 @@ from workbench.report import wording, wording_curves
 from workbench.report.wording import interval, number
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "findings.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("results", "findings", "sisters")))
 MOST_POINTS = 12
 BLOCK = re.compile(r"(<!-- ([\w.-]+):([\w-]+) -->\n).*?(<!-- end -->)", re.S)
 
