@@ -16,7 +16,7 @@ from workbench.device import device_kind
 from workbench.errors import WorkbenchError
 from workbench.store import MINIMUM_FREE_BYTES, Store
 
-PACKAGES = ("torch", "transformers", "trl", "datasets", "mlflow", "click", "pydantic", "scipy")
+PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "mlflow", "click", "pydantic", "scipy")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from workbench.errors import ConfigError, IntegrityError, StageInterrupted
 from workbench.lora import adapter_parameters, adapters_off, base_digest
 from workbench.lora_files import load_adapter
 from workbench.lora_targets import folder_layers, small_llama_layers
-from workbench.models import load_policy, load_reward_model, parameter_count, trunk_digest
+from workbench.models import Placement, load_policy, load_reward_model, parameter_count, trunk_digest
 from workbench.packed import PackedPairs
 from workbench.policy_set import read_policy_set
 from workbench.scoring import reward_scores, sequence_logprobs
@@ -171,15 +171,19 @@ def test_dpo_that_diverges_at_once_keeps_the_sft(
     assert [(one.step, one.tensors) for one in index.checkpoints] == [(0, index.facts["sft_tensors"])]
 
 
-def test_half_precision_keeps_the_base_and_trains_in_float32(world: World, stages: Stages, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["dpo", "reward_model"])
+def test_half_precision_keeps_the_base_and_trains_in_float32(
+    kind: str, world: World, stages: Stages, tmp_path: Path
+) -> None:
     """On a bfloat16 base: adapters and head learn, and are kept, in float32."""
     log = Log(tmp_path / "work")
     log.resources = replace(log.resources, dtype="bfloat16")
-    out = stages.run("reward_model", log, epochs=15, learning_rate=2e-2)
-    index = read_policy_set(out)
-    assert log.lines()[-2][1]["loss"] < log.lines()[0][1]["loss"]
-    saved = folder_header(index.folder() / "adapter" / "adapter.safetensors")
-    assert {entry["dtype"] for entry in saved.values()} == {"F32"}
+    index = read_policy_set(stages.run(kind, log, epochs=15, learning_rate=2e-2))
+    assert index.facts["sft_tensors"] == trunk_digest(load_policy(world.model, Placement(dtype="bfloat16")))
+    losses = [values["loss"] for _, values in log.lines() if "loss" in values]
+    assert losses[-1] < losses[0] / 2
+    file = index.folder() / ("adapter/adapter.safetensors" if kind == "reward_model" else "model.safetensors")
+    assert {entry["dtype"] for entry in folder_header(file).values()} == {"F32"}
 
 
 # ------------------------------------------------------------------------------------------- config
