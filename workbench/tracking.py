@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from workbench import tracking_crossed as crossed
 from workbench import tracking_names as names
 from workbench.redact import redact, redact_text
 from workbench.tracking_delivery import Limits, Patience, SyncReport, deliver, reason_of, refused, replay, sync_spools
@@ -389,6 +390,8 @@ class Tracker:
             points = [(key, value, now_ms, 0) for key, value in names.headline_metrics(results).items()]
             points += names.frontier_points(results, now_ms)
             points += names.agreement_points(results, now_ms)
+            points += [(key, value, now_ms, 0) for key, value in crossed.gap_metrics(results).items()]
+            points += crossed.tilt_points(results, now_ms)
             self._send({"op": "batch", "ref": self.ref, "metrics": points, "tags": names.decision_tags(results)})
             text = json.dumps(redact(match), indent=2, default=str)
             self._send({"op": "text", "ref": self.ref, "text": text, "file": "match.json"})

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from results_example import results
+from results_example import estimate, results
 
+from workbench import tracking_crossed as crossed
 from workbench import tracking_names as names
 from workbench.redact import redact, redact_text
 from workbench.tracking import Tracker, default_uri
@@ -419,10 +420,32 @@ def test_real_server_online_and_after_an_outage(tmp_path: Path) -> None:
         server.wait()
 
 
+CROSSED = {
+    "decomposition": [
+        {
+            "measure": "gold_reward", "at": "selected",
+            "gap": {"total": estimate(0.4), "splits": [{"reward": estimate(0.1), "optimizer": estimate(0.3)}]},
+        }
+    ],
+    "tilt": [
+        {"reward": name, "seq_kl": estimate(kl), "gold_reward": estimate(kl), "proxy_reward": estimate(kl)}
+        for name in ("main", "implicit/dpo", "gold") for kl in (0.1, 0.5, None)
+    ],
+}  # fmt: skip
+
+
+def test_a_refused_point_of_a_tilt_is_left_out_and_keeps_its_place() -> None:
+    points = [point for point in crossed.tilt_points(CROSSED, 7) if point[0] == "tilt_seq_kl/main"]
+    assert points == [("tilt_seq_kl/main", 0.1, 7, 0), ("tilt_seq_kl/main", 0.5, 7, 1)]
+    assert crossed.gap_metrics({"decomposition": [{"measure": "win_rate", "at": "selected", "gap": None}]}) == {}
+
+
 def test_every_name_that_tracking_makes_is_documented() -> None:
     documented = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     made = set(names.headline_metrics(results())) | {key for key, *_ in names.frontier_points(results(), 0)}
     made |= {key for key, *_ in names.agreement_points(results(), 0)}
+    made |= set(crossed.gap_metrics(CROSSED)) | {key for key, *_ in crossed.tilt_points(CROSSED, 0)}
+    assert made >= {"gap/gold_reward/selected", "gap_optimizer_low/gold_reward/selected", "tilt_seq_kl/implicit/dpo"}
     made |= set(names.cost_metrics({"cost": dict.fromkeys(names.COST_FIELDS, 1.0)}))
     assert len(made) > 100
     for name in made:
