@@ -113,6 +113,10 @@ def _evaluate(graph: Graph, shared: dict[str, str], rewards: Mapping[str, str], 
 
 def _reward_model(graph: Graph, shared: dict[str, str], name: str, run: int) -> str:
     config = graph.comparison.reward_models[name].model_dump(mode="json") | training(graph)
+    if config["pairs"] is None:
+        del config["pairs"]
+    else:
+        config["pairs_seed"] = pairs_seed(run)
     return graph.add(
         "reward_model", (name, f"seed={run}"), "pipelines.reward_model:run", config,
         {"sft": shared["sft"], "pairs": shared["pairs"], "prompts": shared["prompts"]},
@@ -190,6 +194,11 @@ def _pool_roles(
     return {prefix + name: instance for name, instance in roles.items()}
 
 
+def pairs_seed(run: int) -> int:
+    """Of the order in which reward models with fewer pairs take them: one for all of a run seed."""
+    return derive(run, "reward_pairs")
+
+
 def _measure(graph: Graph, base: Mapping[str, str]) -> None:
     """Everything in, numbers and certificate out."""
     inputs: dict[str, str | External] = {name: base[name] for name in ("prompts", "pairs", "raw_pairs", "sft")}
@@ -212,6 +221,11 @@ def _measure(graph: Graph, base: Mapping[str, str]) -> None:
         },
         "annotators": [one.model_dump() for one in source.annotators] if source else None,
         "labels_per_pair": comparison.data.labels_per_pair,
+        "reward_pairs": {
+            name: {"pairs": model.pairs, "seeds": {str(run): pairs_seed(run) for run in comparison.seeds.runs}}
+            for name, model in comparison.reward_models.items()
+            if model.pairs is not None
+        },
     }  # fmt: skip
     graph.add(
         "measure", (), "workbench.measure:run", config, inputs,

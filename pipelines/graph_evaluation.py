@@ -32,12 +32,18 @@ def follow(graph: Graph, shared: dict[str, str], rewards: Mapping[str, str], lab
             "split": "validation", "prompts": comparison.evaluation.trajectory_prompts, "samples_per_prompt": 1,
             "temperature": 1.0, "top_p": 1.0, "gold": gold(graph),
         }  # fmt: skip
-        roles["trajectory"] = graph.add(
-            "trajectory", (label, f"seed={run}"), "workbench.evaluation:trajectory", config,
-            {"policy": roles["policy"], "sft": shared["sft"], "prompts": shared["prompts"], "reward_model": reward}
-            | gold_inputs(graph),
-            seed=sampling_seed(comparison, run, "trajectory"), packages=MODEL_PACKAGES,
-        )  # fmt: skip
+        # Over-optimization is about what an arm optimized: the same samples, scored by its own reward model as well.
+        own = rewards.get(getattr(comparison.arms[label], "reward", comparison.proxy), reward)
+        for role, scorer in {"trajectory": reward, "trajectory_own": own}.items():
+            if role == "trajectory_own" and own == reward:
+                continue
+            roles[role] = graph.add(
+                "trajectory", (label, *(["own"] if scorer != reward else []), f"seed={run}"),
+                "workbench.evaluation:trajectory", config,
+                {"policy": roles["policy"], "sft": shared["sft"], "prompts": shared["prompts"], "reward_model": scorer}
+                | gold_inputs(graph),
+                seed=sampling_seed(comparison, run, "trajectory"), packages=MODEL_PACKAGES,
+            )  # fmt: skip
     if comparison.selection.rule == "best":
         inputs["trajectory"] = roles["trajectory"]
     rule = comparison.selection.model_dump(exclude={"split"})

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from workbench.data.subset import subset_rows
 from workbench.errors import DivergenceError
 from workbench.evaluation import numerics
 from workbench.lora import REWARD, Lora, add_adapter, base_digest, float32_head, operations_per_token, parametrization
@@ -27,7 +28,8 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
 
     Args:
         config: A `reward_models.*` block, with `max_response_tokens`, `stop_ids` and `trust_remote_code`, and `lora`
-            where an adapter and the head are trained instead of all weights.
+            where an adapter and the head are trained instead of all weights, `pairs` and `pairs_seed` where it sees a
+            subset of them.
         inputs: `sft` (policy set), `pairs` (packed), `prompts` (packed).
         out: Receives a policy set of one checkpoint, a whole model, with adapter and head apart in its `adapter/`;
             `facts.center` is the mean raw score on SFT samples.
@@ -52,9 +54,11 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
         float32_head(model.score)
     start = base_digest(model)
 
-    # ---- 2. Train on the pairs that every arm shares.
+    # ---- 2. Train on the pairs that every arm shares, or on the declared subset of them.
     pairs = PackedPairs(inputs["pairs"])
     train = pairs.split_rows("train")
+    if config.get("pairs") is not None:
+        train = subset_rows(pairs, config["pairs"], config["pairs_seed"])
     order = [train[i] for i in training_order(len(train), config["epochs"], log.seed)]
     staged = StagedPairs(pairs, placement.device)  # no margins: DPO has none, so none for anyone yet
     trained = train_reward(model, tokenizer, staged, order, TrainSpec.from_config(config, log.seed), log)

@@ -39,6 +39,11 @@ class SFT(Section):
 class RewardModel(Section):
     """An explicit reward model, trained on the pairs with the Bradley-Terry loss."""
 
+    pairs: Count | None = Field(
+        default=None,
+        description="Training pairs that it sees, a smaller model's within a larger's; null: all. The certificate "
+        "declares the difference.",
+    )
     epochs: float = Field(default=3.0, ge=1, description="Passes over the training pairs; every pair is used.")
     batch_size: Count = Field(default=32, description="Pairs per step.")
     learning_rate: Rate = Field(default=2e-3, description="Peak learning rate.")

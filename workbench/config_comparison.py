@@ -135,6 +135,11 @@ class Comparison(Section):
         if self.sft and self.sft.corpus == "chosen" and not self.data.preferences:
             message = "got 'chosen', which needs data.preferences: these pairs are sampled from the SFT policy itself"
             found.append((("sft", "corpus"), message))
+        known = self.data.pairs if self.data.world else self.data.simulate.pairs if self.data.simulate else None
+        for name, model in self.reward_models.items():
+            if known is not None and model.pairs is not None and model.pairs > known:
+                message = f"got {model.pairs}, expected at most the training pairs that there are ({known})"
+                found.append((("reward_models", name, "pairs"), message))
         longest, response, prompt = (
             self.model.max_length,
             self.evaluation.max_response_tokens,

@@ -125,6 +125,9 @@ class Side:
         pair_rows: Preference pairs behind the signal, as token ids whatever their order: DPO's own, else those of
             its reward. As a set: where an arm declares other labels, with every turn of a pair undone.
         labels: Of a DPO arm, whose labels its pairs carry; None: the data's.
+        declared_pairs: Digest of the subset of the training pairs that the config gives to the reward behind the arm,
+            as recomputed from the shared pairs; None: all.
+        declared: The same in words.
         filter: The filter's report (which rows were dropped, and why).
         splits: split -> digest of its prompt ids (`prompt_set_digest`).
         eval_prompts: prompt set -> digest of the prompt ids in order (`prompt_order_digest`).
@@ -146,6 +149,8 @@ class Side:
     parametrization: str | None = None
     pair_rows: str | None = None
     labels: str | None = None
+    declared_pairs: str | None = None
+    declared: str = ""
     filter: str | None = None
     splits: Mapping[str, str] = field(default_factory=dict)
     eval_prompts: Mapping[str, str] = field(default_factory=dict)
@@ -318,8 +323,13 @@ def _evaluated_policy(sides: Sequence[Side]) -> tuple[Ok, str]:
 
 
 def _same_pairs(sides: Sequence[Side], train_pairs: str | None) -> tuple[Ok, str]:
-    rows, rows_told = _same(sides, "pairs", lambda s: s.pair_rows)
-    if rows is True and any(side.pair_rows != train_pairs for side in sides):
+    subsets = [side for side in sides if side.declared_pairs is not None]
+    whole = [side for side in sides if side.declared_pairs is None]
+    rows, rows_told = (True, "pairs") if subsets and not whole else _same(whole, "pairs", lambda s: s.pair_rows)
+    if wrong := [side.name for side in subsets if side.pair_rows != side.declared_pairs]:
+        rows, rows_told = False, f"{rows_told}; other pairs than the declared subset for {', '.join(wrong)}"
+    rows_told += "".join(f"; DECLARED to differ: {side.name} stands on {side.declared}" for side in subsets)
+    if rows is True and any(side.pair_rows != train_pairs for side in whole):
         rows, rows_told = False, f"{rows_told}, expected the train split's {_short(train_pairs or 'not recorded')}"
     kept, kept_told = _same(sides, "filter", lambda s: s.filter)
     relabeled = [side for side in sides if side.labels]

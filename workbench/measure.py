@@ -33,7 +33,7 @@ from workbench.metrics.win_rate import against_baseline, duels, with_holm
 from workbench.packed import PackedPairs
 from workbench.results import HeadToHead, Selected
 from workbench.results_base import KL, E, WinRate
-from workbench.sides import read_side, split_prompts, to_json
+from workbench.sides import declared_subset, read_side, split_prompts, to_json
 from workbench.stage_log import StageLog
 from workbench.verdicts import Verdicts
 
@@ -45,7 +45,8 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
         config: {"arms": blocks by label, "runs": run seeds, "reward_models": names, "proxy": the one that scores every
             arm, "implicit": the DPO arm whose reward is compared, or None, "judges": in use, the headline's first,
             "judge_kinds": name -> kind of those that are no scorers, "gold": whether there is one, "annotators": blocks
-            of the simulated ones, or None}.
+            of the simulated ones, or None, "reward_pairs": name -> {"pairs", "seeds": run -> seed} of the reward models
+            that see a subset}.
         inputs: All artifacts, by role (`workbench.evidence.Artifacts`).
         out: Receives measured.json (parts of results.json), judgments.jsonl (each judge's verdicts on every arm and
             the SFT, for `workbench winrate`), disagreements.json (pairs that the two rewards order in opposite ways,
@@ -68,6 +69,7 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
         ("matched_kl", curves.matched),
         ("frontier_area", curves.areas),
         ("overoptimization", curves.overoptimization),
+        ("pairs_effect", curves.pairs_effect),
         ("tilt", lambda: tilt_points(scope)),
         ("decomposition", lambda: decomposition(scope, measure.verdicts, curves.lines, withheld=measure.withheld())),
         ("agreement", rewards.agreement),
@@ -251,9 +253,11 @@ class Measure:
         for label, runs in self.scope.arms.items():
             for one in runs:
                 fault = kl_fault(self._kl([one])) if one.kind != "best_of_n" else None
+                block = self.scope.blocks.get(label)
                 side = read_side(
-                    self.scope.artifacts, label, one.seed, self.scope.blocks.get(label), seeded=seeded, kl_fault=fault
-                )
+                    self.scope.artifacts, label, one.seed, block, seeded=seeded, kl_fault=fault,
+                    declared=declared_subset(self.scope.artifacts, self.scope.reward_pairs, block, one.seed),
+                )  # fmt: skip
                 found.append(to_json(side))
         return found
 

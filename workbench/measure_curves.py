@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import permutations
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +20,8 @@ from workbench.metrics.estimates import mean_by_cluster
 from workbench.metrics.fits import Form
 from workbench.metrics.frontier import best_of_n_point, checkpoint_point
 from workbench.metrics.lines import Line, Selector
-from workbench.metrics.overoptimization import overoptimization, refused
+from workbench.metrics.overoptimization import Start, overoptimization, refused
+from workbench.metrics.pairs_effect import pairs_effect as effect_of_pairs
 from workbench.metrics.pareto import pareto
 from workbench.metrics.win_rate import Judged, win_rate
 from workbench.results_base import KL, E
@@ -190,19 +192,63 @@ class Curves:
             if truths is not None:
                 found += truths.turn(label, forms, self.scope.rng(3))
             elif runs[0].kind == "best_of_n":
-                start = self.lines.pool_start(label)
+                proxy = self.own_proxy(label)
+                start = self.lines.pool_start(label, proxy)
                 for selector in self._selectors(label):
-                    line = self.lines.pool(label, self._sizes(label), selector)
-                    found += overoptimization(line, start, forms, self.scope.rng(3))
-            elif (lined := self.lines.trajectory(label)) is not None:
+                    line = self.lines.pool(label, self._sizes(label), selector, proxy)
+                    found += self._rows(line, start, forms, proxy)
+            elif (lined := self.lines.trajectory(label, own=True)) is not None:
                 line, steps = lined
                 if len(steps) < 2:
                     why = "refused: a run diverged before its first checkpoint, so there is no line"
                     found += [refused(label, form, why) for form in forms]
                     continue
                 start = self.lines.trajectory_start(label)
-                found += overoptimization(_without_sft(line), start, forms, self.scope.rng(3))
+                found += self._rows(_without_sft(line), start, forms, self.own_proxy(label))
         return [plain(one) for one in found]
+
+    def own_proxy(self, label: str) -> str:
+        """The explicit reward model that an arm optimizes; the shared one where it optimizes none."""
+        reward = self.scope.blocks[label].get("reward")
+        return str(reward) if reward in self.scope.rewards else self.scope.proxy
+
+    def _rows(self, line: Line, start: Start, forms: tuple[Form, ...], proxy: str) -> list[Overoptimization]:
+        rows = overoptimization(line, start, forms, self.scope.rng(3))
+        return [row.model_copy(update={"proxy": proxy}) for row in rows]
+
+    def pairs_effect(self) -> list[dict[str, Any]]:
+        """`pairs_effect`: every two arms of a kind whose reward models saw different numbers of pairs; needs gold."""
+        if not self.scope.has_gold or not self.scope.reward_pairs:
+            return []
+        found: list[dict[str, Any]] = []
+        sizes = {label: size for label in self.scope.blocks if (size := self._pairs_behind(label)) is not None}
+        for fewer, more in permutations(sizes, 2):
+            if sizes[fewer] >= sizes[more] or not self._alike(fewer, more):
+                continue
+            one, other = self._points_of(fewer), self._points_of(more)
+            if one is not None and other is not None:
+                kind, pairs = self.scope.arms[fewer][0].kind, (sizes[fewer], sizes[more])
+                found.append(plain(effect_of_pairs(one, other, pairs, kind, self.scope.rng(12))))
+        return found
+
+    def _pairs_behind(self, label: str) -> int | None:
+        """Training pairs that the explicit reward behind an arm saw; None where there is none."""
+        reward = self.scope.blocks[label].get("reward")
+        if reward not in self.scope.rewards:
+            return None
+        subset = self.scope.reward_pairs.get(reward)
+        return int(subset["pairs"]) if subset else self.scope.train_pairs
+
+    def _alike(self, a: str, b: str) -> bool:
+        """Whether two arms differ in their reward alone."""
+        first, other = ({k: v for k, v in self.scope.blocks[one].items() if k != "reward"} for one in (a, b))
+        return first == other
+
+    def _points_of(self, label: str) -> Line | None:
+        if self.scope.arms[label][0].kind == "best_of_n":
+            return self.lines.pool(label, self._sizes(label))
+        lined = self.lines.trajectory(label)
+        return _without_sft(lined[0]) if lined is not None and len(lined[1]) > 2 else None
 
 
 def _point(trajectory: dict[str, Any], step: int) -> dict[str, Any]:

@@ -27,20 +27,27 @@ class Lines:
         self.trajectory = lru_cache(maxsize=None)(self._trajectory)
         self.pool = lru_cache(maxsize=None)(self._pool)
 
-    def trajectories(self, label: str) -> dict[int, dict[str, Any]]:
-        """trajectory.json of each run seed that has one."""
-        return {
-            run: self.scope.artifacts.json(label, run, "trajectory", "trajectory.json")
-            for run in self.scope.seeds
-            if self.scope.artifacts.has(label, run, "trajectory")
-        }
+    def trajectories(self, label: str, *, own: bool = False) -> dict[int, dict[str, Any]]:
+        """trajectory.json of each run seed that has one.
 
-    def _trajectory(self, label: str) -> tuple[Line, tuple[int, ...]] | None:
+        Args:
+            own: The one whose proxy is the reward model that the arm optimizes, where that is not the shared one. Its
+                samples are the same.
+        """
+        found = {}
+        for run in self.scope.seeds:
+            roles = ["trajectory_own", "trajectory"] if own else ["trajectory"]
+            role = next((one for one in roles if self.scope.artifacts.has(label, run, one)), None)
+            if role is not None:
+                found[run] = self.scope.artifacts.json(label, run, role, "trajectory.json")
+        return found
+
+    def _trajectory(self, label: str, *, own: bool = False) -> tuple[Line, tuple[int, ...]] | None:
         """A trained arm's checkpoints on validation prompts, the SFT first, and their steps; None without any.
 
         Only steps that every run seed reached: a mean over the seeds that got this far would be one of survivors.
         """
-        found = self.trajectories(label)
+        found = self.trajectories(label, own=own)
         if not found:
             return None
         by_step = [{point["step"]: point for point in reversed(one["points"])} for one in found.values()]
@@ -95,15 +102,15 @@ class Lines:
             gold=tables[2] if self.scope.has_gold else None,
         )
 
-    def _pool(self, label: str, sizes: tuple[int, ...], selector: Selector = "own") -> Line:
-        """Best-of-n at every size, exact over the pool, on test prompts."""
+    def _pool(self, label: str, sizes: tuple[int, ...], selector: Selector = "own", scorer: str | None = None) -> Line:
+        """Best-of-n at every size, exact over the pool, on test prompts; its proxy is `scorer`, else the shared one."""
         runs = self.scope.arms[label]
         pools, own = pools_of(runs)
         names = list(own[0])
         shape = (len(runs), len(names), len(sizes))
         proxy, gold, slack = np.zeros(shape), np.zeros(shape), np.zeros(shape)
         for s, (pool, scores) in enumerate(zip(pools, own, strict=True)):
-            proxies, logprobs = pool.by_prompt(f"proxy/{self.scope.proxy}"), pool.by_prompt("seq_logprob")
+            proxies, logprobs = pool.by_prompt(f"proxy/{scorer or self.scope.proxy}"), pool.by_prompt("seq_logprob")
             golds = pool.by_prompt("gold") if self.scope.has_gold else None
             for p, prompt in enumerate(names):
                 picks = scores[prompt] if selector == "own" or golds is None else golds[prompt]
@@ -128,7 +135,7 @@ class Lines:
             kl_slack=slack,
         )
 
-    def pool_start(self, label: str) -> Start:
+    def pool_start(self, label: str, scorer: str) -> Start:
         """The pool itself, as the reference of best-of-n: means and mean squares over all candidates of a prompt."""
         pools, own = pools_of(self.scope.arms[label])
         names = list(own[0])
@@ -136,14 +143,14 @@ class Lines:
         def table(column: str, power: int) -> Array:
             return np.stack([by_prompt(pool.columns[column] ** power, pool.prompts, names) for pool in pools])
 
-        proxy = f"proxy/{self.scope.proxy}"
+        proxy = f"proxy/{scorer}"
         return Start(
             gold=table("gold", 1), proxy=table(proxy, 1), gold_square=table("gold", 2), proxy_square=table(proxy, 2)
         )
 
     def trajectory_start(self, label: str) -> Start:
         """The SFT's samples of an arm's trajectory."""
-        found = self.trajectories(label)
+        found = self.trajectories(label, own=True)
         names = list(dict.fromkeys(next(iter(found.values()))["prompt_id"]))
 
         def table(column: str, power: int) -> Array:

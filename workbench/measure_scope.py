@@ -9,6 +9,7 @@ import numpy as np
 
 from workbench.config_base import BASELINE
 from workbench.evidence import ArmRun, Artifacts
+from workbench.packed import PackedPairs
 
 
 class Scope:
@@ -30,6 +31,8 @@ class Scope:
         self.judge_kinds: dict[str, Any] = config["judge_kinds"]
         self.has_gold: bool = config["gold"]
         self.implicit: str | None = config["implicit"]
+        self.reward_pairs: dict[str, Any] = config.get("reward_pairs") or {}
+        self.train_pairs: int = len(PackedPairs(artifacts.inputs["pairs"]).split_rows("train"))
         self.annotators: list[dict[str, Any]] = config.get("annotators") or []
         self.labels_per_pair: int = config.get("labels_per_pair") or 1
         self.arms: dict[str, list[ArmRun]] = {

@@ -20,7 +20,7 @@ from workbench.results_agreement import Agreement, AgreementPoint, Disagreement,
 from workbench.results_annotators import Annotators
 from workbench.results_base import KL, Compared, Count, E, Model, Probability, WinRate
 from workbench.results_crossed import Decomposition
-from workbench.results_curves import FrontierArea, FrontierPoint, MatchedKL, Overoptimization
+from workbench.results_curves import FrontierArea, FrontierPoint, MatchedKL, Overoptimization, PairsEffect
 from workbench.results_decision import Decision
 from workbench.results_diversity import Diversity
 from workbench.results_tilt import TiltPoint
@@ -274,6 +274,9 @@ class Results(Model):
         default_factory=list, description="The same as means over the KLs that arms have in common"
     )
     overoptimization: list[Overoptimization]
+    pairs_effect: list[PairsEffect] = Field(
+        default_factory=list, description="Arms whose reward models saw fewer pairs against arms whose saw more"
+    )
     tilt: list[TiltPoint] = Field(
         default_factory=list,
         description="What each reward could give at each KL with a perfect optimizer; empty without best-of-n's pools",
@@ -286,10 +289,6 @@ class Results(Model):
     )
     agreement_trajectory: list[AgreementPoint] = Field(
         default_factory=list, description="Each DPO checkpoint's implicit reward against the explicit one"
-    )
-    tilt: list[TiltPoint] = Field(
-        default_factory=list,
-        description="What each reward could give at each KL with a perfect optimizer; empty without best-of-n's pools",
     )
     generalization: Generalization | None = Field(
         default=None, description="The two rewards away from where they were fitted; null without DPO or another set"

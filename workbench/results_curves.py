@@ -63,6 +63,24 @@ class FrontierArea(Model):
     prompt_set: PromptSet | Literal["mixed"]
 
 
+class PairsEffect(Model):
+    """Two arms of one kind whose rewards saw different numbers of pairs: is the turn smaller and later with more?"""
+
+    kind: str
+    fewer: str
+    more: str
+    pairs_fewer: Count
+    pairs_more: Count
+    less_fall: E = Field(description="Fall from the best point with fewer pairs less that with more; low > 0: smaller")
+    turns_later: bool | None = Field(
+        description="The best point lies at more KL with more pairs, beyond noise; false: at less; null: not resolved"
+    )
+    best_kl_fewer: tuple[float, float | None] | None = Field(
+        description="KLs between which the best point lies; null above: the last point may be the best"
+    )
+    best_kl_more: tuple[float, float | None] | None
+
+
 class Overoptimization(Model):
     """Where the truth parts from the proxy along an arm's points, and Gao's form of it, d = sqrt(KL).
 
@@ -109,4 +127,5 @@ class Overoptimization(Model):
         description="Truth ensemble: spread (standard deviation) of the reward models' standardized scores of one "
         "response at the last point less that on SFT samples",
     )
+    proxy: str | None = Field(default=None, description="Reward model that the proxy's figures are about")
     points: Count | None = Field(default=None, description="Points that the line has, the SFT not counted")

@@ -9,6 +9,7 @@ from typing import Any
 
 from workbench.config_labels import GIVEN
 from workbench.data.relabel import train_digests
+from workbench.data.subset import subset_rows
 from workbench.evidence import Artifacts
 from workbench.match import (
     ONLINE,
@@ -22,7 +23,7 @@ from workbench.match import (
     Side,
     Tokenization,
 )
-from workbench.packed import read_packed_prompts
+from workbench.packed import PackedPairs, read_packed_prompts
 from workbench.types import Cost
 
 
@@ -34,12 +35,14 @@ def read_side(
     *,
     seeded: bool,
     kl_fault: str | None = None,
+    declared: tuple[str, str] | None = None,
 ) -> Side:
     """One arm's facts in one run seed; `arm` is its config block, None for the SFT.
 
     Args:
         seeded: There are several run seeds, so the side's name carries its own.
         kl_fault: Why the measured KL cannot be one, or None.
+        declared: Digest and words of the subset of pairs that the config gives to the reward behind the arm.
     """
     kind: Kind = arm["kind"] if arm is not None else "sft"
     generations = artifacts.json(label, run, "generations", "facts.json")
@@ -66,6 +69,8 @@ def read_side(
         ),
         numerics=Numerics(**generations["numerics"]),
         evaluated_reference_tensors=measured["reference_tensors"],
+        declared_pairs=declared[0] if declared is not None else None,
+        declared=declared[1] if declared is not None else "",
         kl=KLMeasure(
             estimator="bound" if kind == "best_of_n" else "mc_k1",
             temperature=measured["decoding"]["temperature"],
@@ -190,3 +195,15 @@ def from_json(value: Mapping[str, Any], *, own: Cost, total: Cost) -> Side:
     token = fields["tokenization"]
     fields["tokenization"] = Tokenization(**(token | {"stop_ids": tuple(token["stop_ids"])})) if token else None
     return Side(**(fields | {"own_cost": own, "total_cost": total}))
+
+
+def declared_subset(
+    artifacts: Artifacts, subsets: Mapping[str, Mapping[str, Any]], arm: Mapping[str, Any] | None, run: int
+) -> tuple[str, str] | None:
+    """Digest and words of the pairs that the config gives to the reward behind an arm, recomputed; None: all."""
+    subset = subsets.get((arm or {}).get("reward", ""))
+    if subset is None:
+        return None
+    pairs = PackedPairs(artifacts.inputs["pairs"])
+    rows = subset_rows(pairs, subset["pairs"], subset["seeds"][str(run)])
+    return pairs.ids_digest(rows), f"{len(rows)} of {len(pairs.split_rows('train'))} training pairs"
