@@ -2,12 +2,14 @@
 
     python benchmarks/ppo.py (--model DIR | --size 10m) [--against-trl DIR] [--cases separate head ...] [--updates N]
         [--rounds R] [--batch 64] [--response 48] [--epochs 4] [--minibatches 4] [--prompt LOW HIGH] [--threads T]
+        [--stop-ids ID]
 
 A case is a kind of critic (separate, head, detached_head), with `+compile` for compiled training passes. Every case,
 and TRL, runs `rounds` times for `updates` updates in a process of its own, in turn; the first update of each process
 warms up and is left out; medians are reported. Both sides get the same prompts of random ids, the same model, a reward
-model with a random head, no stop id, float32. CPU seconds are of the process, so that neighbors on the machine, who
-slow the clock down, disturb them less than wall seconds; ratios are of both.
+model with a random head, float32, and no stop id, so that every response is full, unless --stop-ids names one. CPU
+seconds are of the process, so that neighbors on the machine, who slow the clock down, disturb them less than wall
+seconds; ratios are of both.
 
 `floor_s` is what the multiplications of the models alone would take: their operations over the rate at which this
 machine multiplies matrices of the shape (tokens of a minibatch, width) x (width, inner width), measured in between.
@@ -53,7 +55,9 @@ def run_ours(options: argparse.Namespace) -> dict[str, Any]:
         compile=bool(compiled),
     )  # fmt: skip
     config = block.model_dump() | {
-        "max_response_tokens": options.response, "stop_ids": [], "trust_remote_code": False
+        "max_response_tokens": options.response,
+        "stop_ids": options.stop_ids,
+        "trust_remote_code": False,
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         inputs = make_artifacts(options.model, json.loads(options.prompts.read_text()), Path(folder))
@@ -118,6 +122,8 @@ def command(case: str, options: argparse.Namespace, folder: Path) -> list[str]:
     ]  # fmt: skip
     for name in ("batch", "response", "epochs", "minibatches", "updates", "threads", "device", "learning_rate"):
         shared += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    if options.stop_ids:
+        shared += ["--stop-ids", *map(str, options.stop_ids)]
     if case == TRL:
         trl = ["--trl", str(options.against_trl), "--reward-seed", "1"]
         return [sys.executable, str(HERE / "ppo_trl.py"), *trl, *shared]
@@ -230,6 +236,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, nargs=2, default=[10, 10], metavar=("LOW", "HIGH"))
     for name, default in (("updates", 4), ("batch", 64), ("response", 48), ("epochs", 4), ("minibatches", 4)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--stop-ids", type=int, nargs="*", default=[], help="one, with --against-trl")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--learning-rate", type=float, default=1e-5)

@@ -144,7 +144,10 @@ class Trainer:
         with torch.no_grad():
             raw = self.models.scores(batch)  # the truncated text is what is scored
             ref_logprobs = self.models.reference_logprobs(batch, config["temperature"])
-            old_values = self.models.values(batch)
+            if self.models.shares_trunk:  # read off while sampling
+                old_values = batch.spread(torch.tensor([v for one in samples for v in one.values], device=batch.device))
+            else:
+                old_values = self.models.values(batch)
         finished = torch.tensor([one.finish_reason == "stop" for one in samples], device=batch.device)
         score = apply_eos_rule(raw, finished, config["eos_rule"], config["eos_penalty"])
         self._count(samples, prompts, trained=config["epochs"])
@@ -154,8 +157,11 @@ class Trainer:
         )  # fmt: skip
 
     def _draw(self, prompts: Sequence[Sequence[int]], seed: int) -> tuple[list[Sample], Batch]:
+        head = self.models.values_of if self.models.shares_trunk else None
         with self.models.acting() as policy:
-            samples = sample(policy, prompts, self.decoding, pad_id=self.pad_id, batch_size=len(prompts), seed=seed)
+            samples = sample(
+                policy, prompts, self.decoding, pad_id=self.pad_id, batch_size=len(prompts), seed=seed, value_head=head
+            )
         return samples, make_batch(prompts, [one.ids for one in samples], self.pad_id, self.policy.device)
 
     # ---- 2. Advantages: k1 in the reward, the terminal score inside the returns, whitened over the tokens that count.

@@ -212,7 +212,12 @@ class ActorCritic:
                     states = response_states(self._trunks.get("policy") or self.policy.base_model, batch)
         if self.config["critic"] == "detached_head":
             states = states.detach()
-        return batch.spread(self.head(states.to(self.head.weight.dtype)).squeeze(-1).float() - self.center)
+        return batch.spread(self.values_of(states))
+
+    def values_of(self, states: Tensor) -> Tensor:
+        """(N,) values of (N, H) states, centered as the score is."""
+        values: Tensor = self.head(states.to(self.head.weight.dtype)).squeeze(-1).float()
+        return values - self.center
 
     @property
     def policy_parameters(self) -> list[nn.Parameter]:

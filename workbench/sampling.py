@@ -6,8 +6,9 @@ they finish, the generator is passed, and the log-probabilities need no second p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,11 +38,15 @@ class Decoding:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One response: ids (R,), log-probabilities (R,) at the sampling temperature before top-p, and why it ended."""
+    """One response: ids (R,), log-probabilities (R,) at the sampling temperature before top-p, and why it ended.
+
+    `values` (R,) are what `value_head` made of the state before each token, empty without one.
+    """
 
     ids: list[int]
     logprobs: list[float]
     finish_reason: FinishReason
+    values: list[float] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -54,6 +59,7 @@ def sample(
     seed: int,
     batch_size: int = 256,
     on_batch: Callable[[int], None] | None = None,
+    value_head: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Sample]:
     """Draws one response per prompt row, in the order of `prompts`.
 
@@ -65,25 +71,48 @@ def sample(
         seed: Seeds one generator per batch, so that a resumed or reordered run draws the same.
         batch_size: Rows per forward pass.
         on_batch: Called with the number of rows done after each batch.
+        value_head: (B, H) -> (B,) on the last hidden state that each token is drawn from.
 
     Raises:
         DivergenceError: The model's probabilities are not finite.
     """
     results: list[Sample | None] = [None] * len(prompts)
     done = 0
-    for number, rows in enumerate(by_length([len(p) for p in prompts], batch_size)):
-        generator = torch.Generator(device=model.device).manual_seed((seed + 1_000_003 * number) % 2**63)
-        drawn = _sample_batch(model, [prompts[row] for row in rows], decoding, pad_id, generator)
-        for row, one in zip(rows, drawn, strict=True):
-            results[row] = one
-        done += len(rows)
-        if on_batch is not None:
-            on_batch(done)
+    with _states_read(model, value_head is not None) as states:
+        for number, rows in enumerate(by_length([len(p) for p in prompts], batch_size)):
+            generator = torch.Generator(device=model.device).manual_seed((seed + 1_000_003 * number) % 2**63)
+            picked = [prompts[row] for row in rows]
+            drawn = _sample_batch(model, picked, decoding, pad_id, generator, value_head, states)
+            for row, one in zip(rows, drawn, strict=True):
+                results[row] = one
+            done += len(rows)
+            if on_batch is not None:
+                on_batch(done)
     return [one for one in results if one is not None]
 
 
+@contextmanager
+def _states_read(model: Any, wanted: bool) -> Iterator[list[Tensor]]:
+    """A list that receives, at each forward pass, the (B, H) states that the model's output embedding reads."""
+    states: list[Tensor] = []
+    if not wanted:
+        yield states
+        return
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: states.append(given[0][:, -1]))
+    try:
+        yield states
+    finally:
+        hook.remove()
+
+
 def _sample_batch(
-    model: Any, prompts: Sequence[Sequence[int]], decoding: Decoding, pad_id: int, generator: torch.Generator
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    pad_id: int,
+    generator: torch.Generator,
+    value_head: Callable[[Tensor], Tensor] | None,
+    states: list[Tensor],
 ) -> list[Sample]:
     from transformers import DynamicCache
 
@@ -100,7 +129,7 @@ def _sample_batch(
     stops = torch.tensor(sorted(decoding.stop_ids), device=device)
 
     out_ids = torch.full((rows, length), pad_id, dtype=torch.int64, device=device)
-    out_logprobs = torch.zeros((rows, length), device=device)
+    out_logprobs, out_values = (torch.zeros((rows, length), device=device) for _ in range(2))
     lengths = torch.full((rows,), length, dtype=torch.int64, device=device)
     stopped = torch.zeros(rows, dtype=torch.bool, device=device)
     active = torch.arange(rows, device=device)  # rows of the output that are still being written
@@ -121,6 +150,8 @@ def _sample_batch(
         writing = active[alive]
         out_ids[writing, t] = ids[alive]
         out_logprobs[writing, t] = logprobs[alive]
+        if value_head is not None:
+            out_values[writing, t] = value_head(states.pop())[alive]
         ended = alive & torch.isin(ids, stops)
         lengths[active[ended]] = t + 1
         stopped[active[ended]] = True
@@ -136,13 +167,14 @@ def _sample_batch(
         step_ids = ids.unsqueeze(1)
         step_positions = position_ids[:, width + t : width + t + 1]
 
-    all_ids, all_logprobs = out_ids.tolist(), out_logprobs.tolist()
+    all_ids, all_logprobs, all_values = out_ids.tolist(), out_logprobs.tolist(), out_values.tolist()
     ends, finished = lengths.tolist(), stopped.tolist()
     return [
         Sample(
             ids=all_ids[row][: ends[row]],
             logprobs=all_logprobs[row][: ends[row]],
             finish_reason="stop" if finished[row] else "length",
+            values=all_values[row][: ends[row]] if value_head is not None else [],
         )
         for row in range(rows)
     ]

@@ -100,7 +100,20 @@ def test_in_every_mode_the_critic_starts_from_the_reward_model(
         return
     batch = make_batch([[30, 31]], [[32, 33, 34]], PAD)
     after_two = make_batch([[30, 31]], [[32, 33]], PAD)  # the value before the third token is the score after two
-    assert float(one.models.values(batch)[0, 2].detach()) == pytest.approx(float(one.models.scores(after_two)), abs=1e-5)
+    assert float(one.models.values(batch)[0, 2].detach()) == pytest.approx(
+        float(one.models.scores(after_two)), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_in_every_mode_values_of_the_rollout_are_those_of_a_training_pass(
+    world: World, tmp_path: Path, mode: dict[str, Any]
+) -> None:
+    one = trainer(world, tmp_path, mode)
+    rollout = one.roll_out()
+    mask = rollout.batch.response_mask
+    assert torch.allclose(rollout.old_values[mask], one.models.values(rollout.batch)[mask], atol=1e-5)
+    assert float(rollout.old_values[mask].std()) > 0
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
@@ -165,7 +178,7 @@ def test_the_sft_term_is_its_coefficient_times_the_nll_of_chosen_responses(world
     nll.backward()
     expected = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     assert losses[0] is None
-    assert losses[1] == pytest.approx(float(nll), rel=1e-4)
+    assert losses[1] == pytest.approx(nll.item(), rel=1e-4)
     assert torch.allclose(gradients[1] - gradients[0], 0.5 * expected, rtol=1e-3, atol=1e-5)
 
 
