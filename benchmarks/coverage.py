@@ -26,6 +26,10 @@ from typing import Any
 import numpy as np
 from scipy import special, stats
 
+if __name__ == "__main__":  # started as a file: the folder above is not on the path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import coverage_agreement
 from workbench.metrics.estimates import cluster_mean, mean_by_cluster, t_test_p, wilson
 from workbench.metrics.resampling import bootstrap_bca_by_cluster, sign_flip_p
 from workbench.metrics.variance import t_quantile
@@ -43,7 +47,8 @@ class Cell:
 
     Args:
         kind: "share" and "mean" (coverage of an interval), "arms" (of a win rate of two arms), "bootstrap" (of a
-            correlation), "sign-flip" and "crossed" (level of a test of equality).
+            correlation), those of coverage_agreement.py (about two rewards), "sign-flip" and "crossed" (level of a
+            test of equality).
         n: Prompts.
         p: True share; for means the truth is 0.
         ties: Share of comparisons that tie.
@@ -80,7 +85,9 @@ class Cell:
     @property
     def slow(self) -> bool:
         """Whether a world takes milliseconds: at most 2,000 are drawn."""
-        return self.kind in ("arms", "bootstrap") or (self.kind == "sign-flip" and bool(self.shape))
+        return self.kind in ("arms", "bootstrap", *coverage_agreement.KINDS) or (
+            self.kind == "sign-flip" and bool(self.shape)
+        )
 
     @property
     def upper_applies(self) -> bool:
@@ -93,6 +100,9 @@ class Cell:
             return self.n * (1 - self.ties) / 4 >= 10
         discrete = self.kind in ("share", "arms") and self.n * self.p * (1 - self.p) < 10
         return not discrete and (self.seeds == 1 or self.seeds >= 5)
+
+
+_SEEDED = (("accuracy-difference", 0.0), ("accuracy-difference", 0.1), ("two-sets", 0.1), ("slope", 0.0))
 
 
 def cells() -> list[Cell]:
@@ -110,6 +120,10 @@ def cells() -> list[Cell]:
     found += [Cell(kind="mean", n=n, seeds=5, seed_sd=sd, shape="normal") for n in sizes for sd in (0.0, 0.05, 0.5)]
     found += [Cell(kind="bootstrap", n=n, shape="correlation .8") for n in (50, 200)]
     found += [Cell(kind="bootstrap", n=200, seeds=5, shape="correlation .8")]
+    found += [
+        Cell(kind=kind, n=n, samples=k) for kind in coverage_agreement.KINDS for n, k in ((100, 1), (400, 1), (128, 6))
+    ]
+    found += [Cell(kind=kind, n=200, seeds=5, seed_sd=sd) for kind, sd in _SEEDED]
     found += [Cell(kind="sign-flip", n=n, ties=t) for n in sizes for t in (0.0, 0.5, 0.9)]
     found += [Cell(kind="sign-flip", n=n, shape=shape) for n in sizes for shape in ("normal", "t3")]
     found += [Cell(kind="crossed", n=n, seeds=5, seed_sd=sd) for n in sizes for sd in (0.0, 0.1)]
@@ -181,6 +195,9 @@ def _intervals(cell: Cell, rng: np.random.Generator, worlds: int) -> Iterator[tu
             yield 0.0, mean_by_cluster(values, prompts, None, seeds), float(plain_width)
         elif cell.kind == "arms":
             yield _arms(cell, rng)
+        elif cell.kind in coverage_agreement.KINDS:
+            truth, found = coverage_agreement.interval(cell.kind, cell.n, cell.samples, cell.seeds, cell.seed_sd, rng)
+            yield truth, found, np.nan
         else:
             yield 0.8, _correlation(cell, rng), np.nan
 

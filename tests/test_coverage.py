@@ -19,6 +19,12 @@ SMALL = [
     Cell(kind="mean", n=50, shape="normal"),
     Cell(kind="mean", n=50, seeds=5, seed_sd=0.5, shape="normal"),
     Cell(kind="bootstrap", n=50, shape="correlation .8"),
+    Cell(kind="accuracy-difference", n=100),
+    Cell(kind="accuracy-difference", n=100, seeds=5, seed_sd=0.1),
+    Cell(kind="slope", n=100),
+    Cell(kind="slope", n=64, samples=6),
+    Cell(kind="chance", n=64, samples=2),
+    Cell(kind="two-sets", n=100),
 ]
 
 
