@@ -15,7 +15,8 @@ config_text.py        JSON schema and commented starter
 
 from __future__ import annotations
 
-from workbench.config_arms import ARM_KINDS, DPO, GRPO, PPO, RLOO, SFT, AdaptiveKL, Arm, BestOfN, RewardModel
+from workbench.config_arms import ARM_KINDS, DPO, PPO, SFT, AdaptiveKL, Arm, BestOfN, RewardModel
+from workbench.config_arms_online import GRPO, RLOO
 from workbench.config_comparison import Comparison
 from workbench.config_decision import AnswerCost, Decision
 from workbench.config_judges import HumanJudge, LLMJudge, RewardModelJudge

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from workbench.config_arms import ARM_KINDS, DPO, GRPO, PPO, RLOO, SFT, Arm, BestOfN, RewardModel
+from workbench.config_arms import ARM_KINDS, DPO, PPO, SFT, Arm, BestOfN, RewardModel
+from workbench.config_arms_online import GRPO, RLOO
 from workbench.config_base import RESERVED_LABELS, SLUG, Label, Problem, Section, refuse
 from workbench.config_decision import Decision
 from workbench.config_judges import CONNECTION, RESERVED_JUDGES, Judge
