@@ -43,7 +43,7 @@ def named(graph: Graph, name: str) -> list[str]:
     return [instance for instance, stage in graph.stages.items() if stage.name == name]
 
 
-@pytest.mark.parametrize("name", ["smoke", "quickstart", "study", "overoptimization"])
+@pytest.mark.parametrize("name", ["smoke", "quickstart", "study", "crossed", "overoptimization"])
 def test_every_embedded_config_makes_a_graph_without_holes(tmp_path: Path, name: str) -> None:
     graph = build(tmp_path, config=name)
     ordered = check_graph(list(graph.stages.values()))
@@ -110,7 +110,7 @@ def test_stages_draw_from_seeds_of_their_own(tmp_path: Path) -> None:
         ("tracking.enabled=false", set()),
         ("name=other", set()),
         ("description=other", set()),
-        ("arms.dpo.beta=0.5", {"dpo", "scores", "margins", "generations", "trajectory", "measure"}),
+        ("arms.dpo.beta=0.5", {"dpo", "scores", "margins", "checkpoint_rewards", "generations", "trajectory", "measure"}),
         ("evaluation.judges=[gold,proxy]", {"measure"}),
         ("reward_models.main.epochs=3", {"reward_model"}),
     ],
