@@ -110,7 +110,10 @@ def test_stages_draw_from_seeds_of_their_own(tmp_path: Path) -> None:
         ("tracking.enabled=false", set()),
         ("name=other", set()),
         ("description=other", set()),
-        ("arms.dpo.beta=0.5", {"dpo", "scores", "margins", "checkpoint_rewards", "generations", "trajectory", "measure"}),
+        (
+            "arms.dpo.beta=0.5",
+            {"dpo", "scores", "margins", "checkpoint_rewards", "generations", "trajectory", "measure"},
+        ),
         ("evaluation.judges=[gold,proxy]", {"measure"}),
         ("reward_models.main.epochs=3", {"reward_model"}),
     ],
