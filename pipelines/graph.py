@@ -137,6 +137,8 @@ def _dpo(graph: Graph, shared: dict[str, str], rewards: Mapping[str, str], label
 
 def _ppo(graph: Graph, shared: dict[str, str], rewards: Mapping[str, str], label: str, arm: PPO, run: int) -> None:
     reward, told = ppo_reward(graph, rewards, arm, run)
+    if arm.sft_coef:
+        reward = reward | {"pairs": shared["pairs"]}  # their chosen responses are the demonstrations
     config = arm.model_dump(mode="json", exclude={"kind", "reward"}) | training(graph) | told
     policy = graph.add(
         "ppo", (label, f"seed={run}"), "pipelines.ppo:run", config,

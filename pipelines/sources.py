@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.config import Comparison
+from workbench.config import PPO, Comparison
 from workbench.data.findings import Findings
 from workbench.data.sources import load_hub, read_rows
-from workbench.device import device_kind
+from workbench.device import check_compiler, device_kind
 from workbench.errors import ConfigError
 from workbench.lora_targets import check_targets, folder_layers, small_llama_layers
 from workbench.stages import External
@@ -68,6 +68,9 @@ def resolve_origin(comparison: Comparison, store: Store) -> Origin:
     """
     model, data = comparison.model, comparison.data
     device = device_kind(comparison.resources.device)
+    for label, arm in comparison.arms.items():
+        if isinstance(arm, PPO) and arm.compile:
+            check_compiler(device, f"arms.{label}.compile")
     folder = model_folder(model.policy, model.revision) if model.policy is not None else None
     if folder is not None:
         context, stop_ids = context_of(folder), model.stop_token_ids or stop_ids_of(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import shutil
 from pathlib import Path
 
 from workbench.errors import ResourceError
@@ -27,3 +28,18 @@ def device_kind(wanted: str) -> str:
             where="resources.device",
         )
     return wanted
+
+
+def check_compiler(device: str, where: str) -> None:
+    """Refuses torch.compile on a CPU without a C++ compiler, before anything runs.
+
+    Raises:
+        ResourceError: There is none; `where` names the field that asks for one.
+    """
+    found = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
+    if device == "cpu" and not any(shutil.which(name) for name in found if name):
+        raise ResourceError(
+            "torch.compile on a CPU needs a C++ compiler; expected g++ or clang++ on PATH, found neither; install one "
+            "or leave compile out",
+            where=where,
+        )
