@@ -40,7 +40,7 @@ def head_logprobs(
 
 class _HeadLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, temperature: float,
         with_entropy: bool, chunk: int,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip

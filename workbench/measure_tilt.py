@@ -38,9 +38,16 @@ def _pool(scope: Scope, run: int) -> Responses:
 
 def _curve(scope: Scope, pools: Sequence[Responses], column: str) -> list[TiltPoint]:
     reward = _table(pools, column)
-    asked = [_table(pools, name) for name in (f"proxy/{scope.proxy}", *(("gold",) if scope.has_gold else ()))]
-    prompts = [prompt for pool in pools for prompt in pool.rows]
-    seeds = [run for run, pool in zip(scope.seeds, pools, strict=True) for _ in pool.rows] if len(pools) > 1 else None
+    places = [(prompt, run) for run, pool in zip(scope.seeds, pools, strict=True) for prompt in pool.rows]
+    # Gold may be missing for a candidate: what it would weigh is not known, so gold's own curve leaves the prompt out.
+    whole = np.isfinite(reward).all(axis=1)
+    reward = reward[whole]
+    names = (f"proxy/{scope.proxy}", *(("gold",) if scope.has_gold else ()))
+    asked = [_table(pools, name)[whole] for name in names]
+    prompts = [prompt for (prompt, _), kept in zip(places, whole, strict=True) if kept]
+    seeds = [run for (_, run), kept in zip(places, whole, strict=True) if kept] if len(pools) > 1 else None
+    if not prompts:
+        return []
     points = []
     for beta in betas(reward):
         found = tilt(reward, asked, beta)

@@ -160,6 +160,22 @@ def headline_metrics(results: Mapping[str, Any]) -> dict[str, float]:
     found = results.get("generalization") or {}
     for shift in found.get("shifts") or ():
         metrics |= estimate_metrics(f"accuracy_difference_change/{shift['set']}", shift.get("difference_change"))
+    return metrics | curve_metrics(results)
+
+
+def curve_metrics(results: Mapping[str, Any]) -> dict[str, float]:
+    """Areas under the frontier and what over-optimization came to, of each arm's own line."""
+    metrics: dict[str, float] = {}
+    for row in results.get("frontier_area") or ():
+        if row.get("against") is None:
+            metrics |= estimate_metrics(f"frontier_area/{row['arm']}", row.get("estimate"))
+    for row in results.get("overoptimization") or ():
+        if row.get("selector", "own") != "own" or row.get("seed") is not None:
+            continue
+        for field, name in (("drop_from_peak", "drop_from_peak"), ("gap", "proxy_gold_gap"), ("onset_kl", "onset_kl")):
+            metrics |= estimate_metrics(f"{name}/{row['arm']}", row.get(field))
+        if isinstance(row.get("goodhart"), bool):
+            metrics[safe_key(f"goodhart/{row['arm']}")] = float(row["goodhart"])
     return metrics
 
 

@@ -96,8 +96,20 @@ def test_frontier_follows_the_checkpoints(smoke: dict[str, Any]) -> None:
     assert steps["ppo"] == [0, 2, 3]  # every second update, and the last one
     assert steps["dpo"][0] == 0
     assert len(steps["dpo"]) >= 3
-    sizes = [point["label"] for point in smoke["frontier"] if point["arm"] == "best_of_n"]
-    assert sizes == ["n=1", "n=2"]
+    sizes = {
+        selector: [p["label"] for p in smoke["frontier"] if p["arm"] == "best_of_n" and p["selector"] == selector]
+        for selector in ("own", "gold")
+    }
+    assert sizes == {"own": ["n=1", "n=2"], "gold": ["n=1", "n=2"]}
+    shares = {p["label"]: p["pareto_share"] for p in smoke["frontier"] if p["selector"] == "own"}
+    assert all(0 <= share <= 1 for share in shares.values())
+
+
+def test_curves_say_why_where_they_cannot_be_read(smoke: dict[str, Any]) -> None:
+    assert {row["arm"] for row in smoke["matched_kl"]} == set(smoke["arms"]) - {"sft"}
+    for row in (*smoke["matched_kl"], *smoke["frontier_area"]):
+        assert row["reward"] == "gold_reward"
+        assert row["estimate"]["value"] is not None or "refused" in row["estimate"]["method"]
     start = next(point for point in smoke["frontier"] if point["arm"] == "ppo" and point["step"] == 0)
     assert start["seq_kl"]["value"] == pytest.approx(0.0, abs=1e-4)
 

@@ -78,6 +78,20 @@ def test_points_past_the_pools_reach_are_null_with_the_reason(tmp_path: Path) ->
     assert last["pool"] == POOL
 
 
+def test_a_prompt_that_gold_did_not_score_is_left_out_of_golds_curve_and_counted_in_the_others(tmp_path: Path) -> None:
+    inputs = pool(tmp_path, 0)
+    path = inputs["sft/0/tilt_scores/gold"] / "scores.json"
+    told = json.loads(path.read_text())
+    told["gold"][5] = None
+    path.write_text(json.dumps(told))
+    scope = SimpleNamespace(artifacts=Artifacts(inputs), seeds=[0], proxy="main", has_gold=True)
+    points = tilt_points(scope)  # type: ignore[arg-type]
+    assert at(points, "gold", 0.1)["gold_reward"]["n"] == PROMPTS - 1
+    other = at(points, "main", 0.1)
+    assert (other["gold_reward"]["n"], other["gold_reward"]["n_unscored"]) == (PROMPTS - 1, 1)
+    assert other["proxy_reward"]["n"] == PROMPTS
+
+
 def test_several_seeds_carry_their_variance_and_no_pool_or_gold_is_no_figure(tmp_path: Path) -> None:
     both = points_of(tmp_path, [0, 1])
     assert both[0]["seq_kl"]["seed_se"] is not None

@@ -12,7 +12,7 @@ estimates (`best_of_n.bound_slack`). So best-of-n stands at most that far right 
 
 Source: Gao, Schulman & Hilton 2022; Barlow et al. 1972 (pool adjacent violators); Beirami et al. 2024,
 https://arxiv.org/abs/2401.01879, theorem 3.1 (the bound, and when it is exact); Mroueh 2024,
-https://arxiv.org/abs/2406.05171 (the same for continuous rewards).
+https://arxiv.org/abs/2406.05883 (the same for continuous rewards).
 """
 
 from __future__ import annotations
