@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from workbench.config_base import BASELINE
 from workbench.evidence import Responses
@@ -40,7 +41,7 @@ def _curve(scope: Scope, pools: Sequence[Responses], column: str) -> list[TiltPo
     reward = _table(pools, column)
     places = [(prompt, run) for run, pool in zip(scope.seeds, pools, strict=True) for prompt in pool.rows]
     # Gold may be missing for a candidate: what it would weigh is not known, so gold's own curve leaves the prompt out.
-    whole = np.isfinite(reward).all(axis=1)
+    whole: npt.NDArray[np.bool_] = np.asarray(np.isfinite(reward).all(axis=1))
     reward = reward[whole]
     names = (f"proxy/{scope.proxy}", *(("gold",) if scope.has_gold else ()))
     asked = [_table(pools, name)[whole] for name in names]
