@@ -328,15 +328,19 @@ def _same_pairs(sides: Sequence[Side], train_pairs: str | None) -> tuple[Ok, str
     rows, rows_told = (True, "pairs") if subsets and not whole else _same(whole, "pairs", lambda s: s.pair_rows)
     if wrong := [side.name for side in subsets if side.pair_rows != side.declared_pairs]:
         rows, rows_told = False, f"{rows_told}; other pairs than the declared subset for {', '.join(wrong)}"
-    rows_told += "".join(f"; DECLARED to differ: {side.name} stands on {side.declared}" for side in subsets)
+    declared: dict[str, list[str]] = {}
+    for side in subsets:
+        declared.setdefault(side.declared, []).append(side.label)
+    for told, labels in declared.items():
+        rows_told += f"; DECLARED to differ: {', '.join(dict.fromkeys(labels))} on {told}"
     if rows is True and any(side.pair_rows != train_pairs for side in whole):
         rows, rows_told = False, f"{rows_told}, expected the train split's {_short(train_pairs or 'not recorded')}"
     kept, kept_told = _same(sides, "filter", lambda s: s.filter)
     relabeled = [side for side in sides if side.labels]
     if any(s.reward is None or s.reward.pair_rows is None or s.reward.pair_rows != train_pairs for s in relabeled):
         rows, rows_told = False, f"{rows_told}; labels of a reward that was trained on other pairs"
-    declared = "".join(f"; {s.name}: the same pairs, labels of {s.labels}" for s in relabeled)
-    return (rows if rows == kept else False), f"{rows_told}; {kept_told}{declared}" if sides else rows_told
+    turned = "".join(f"; {s.name}: the same pairs, labels of {s.labels}" for s in relabeled)
+    return (rows if rows == kept else False), f"{rows_told}; {kept_told}{turned}" if sides else rows_told
 
 
 def _disjoint_splits(sides: Sequence[Side], split_prompts: Mapping[str, Collection[str]] | None) -> tuple[Ok, str]:

@@ -71,7 +71,7 @@ def test_the_certificate_states_a_declared_subset_and_fails_on_any_other() -> No
     declared = replace(fewer, declared_pairs="9" * 64, declared=told)
     ok, detail = same_pairs(*sides.values(), declared)
     assert ok is True
-    assert f"DECLARED to differ: ppo-few stands on {told}" in detail
+    assert f"DECLARED to differ: ppo-few on {told}" in detail
     ok, detail = same_pairs(
         *sides.values(), replace(declared, pair_rows=PAIRS)
     )  # all pairs, though fewer were declared

@@ -198,9 +198,9 @@ def _unfit(line: Line) -> str | None:
         return f"refused: {len(line.prompts)} prompts scored at every point, at least {MIN_PROMPTS} needed"
     if len(line.labels) < 2:
         return "refused: 1 point makes no curve"
-    for seed, kl in zip(line.seeds, line.kl.mean(axis=1), strict=True):
+    for seed, kl in zip(line.seeds, np.maximum(line.kl.mean(axis=1), 0.0), strict=True):
         back = float((np.maximum.accumulate(kl) - kl).max())
-        if back > MAX_RETURN * float(kl.max()):
+        if back > MAX_RETURN * float(kl.max()) and kl.max() > MIN_REACH:  # below it all is noise
             where = f" in run seed {seed}" if len(line.seeds) > 1 else ""
             return f"refused: KL fell back by {back:.3g} from {kl.max():.3g}{where}: there is no one reward per KL"
     return None

@@ -32,7 +32,9 @@ def overoptimization(results: Mapping[str, Any]) -> str:
     text += (
         "point, in standard deviations of SFT samples. Beta above 0 alone is no fault: compare with the gold selector."
     )
-    return "\n\n".join(["## Over-optimization", *(part for part in (lines, *tables) if part), text])
+    more = "\n".join(f"- {escape(line)}" for line in wording_curves.pairs_lines(results))
+    pairs = ["### More pairs behind the reward", more] if more else []
+    return "\n\n".join(["## Over-optimization", *(part for part in (lines, *tables) if part), text, *pairs])
 
 
 def _plain(parts: tuple[Sequence[str], Sequence[Sequence[str]]]) -> str:

@@ -73,6 +73,8 @@ def print_results(
         _print_rows(out, "gold (or proxy) at matched KL; - : beyond the arm's KL", header, rows)
     for alarming, line in wording_curves.overoptimization_lines(results):
         out.print(Text(line, style="yellow" if alarming else ""))
+    for line in wording_curves.pairs_lines(results):
+        out.print(Text(line))
     for line in crossed.lines(results):
         out.print(Text(clean(line)))
     out.print()

@@ -107,6 +107,31 @@ def goodhart_arms(results: Mapping[str, Any]) -> list[str]:
     return [clean(entry["arm"]) for entry in turns(results) if entry.get("goodhart") is True]
 
 
+def pairs_lines(results: Mapping[str, Any]) -> list[str]:
+    """Of every two arms whose reward models saw different numbers of pairs: is the turn smaller and later with more?"""
+    lines = []
+    for row in results.get("pairs_effect") or ():
+        gap = row.get("less_fall") or {}
+        if gap.get("value") is None:
+            continue
+        low, high = gap.get("low"), gap.get("high")
+        smaller = "yes" if low is not None and low > 0 else "no, larger" if high is not None and high < 0 else None
+        later = {True: "yes", False: "no, earlier"}.get(row.get("turns_later"))  # type: ignore[arg-type]
+        ranges = [_kl_range(row.get(name)) for name in ("best_kl_fewer", "best_kl_more")]
+        lines.append(
+            f"{clean(row['more'])} ({row['pairs_more']} pairs) against {clean(row['fewer'])} ({row['pairs_fewer']}): "
+            f"gold falls less by {interval(gap)} (smaller turn: {smaller or 'not resolved'}); best gold at KL "
+            f"{ranges[1]} against {ranges[0]} (later turn: {later or 'not resolved'})."
+        )
+    return lines
+
+
+def _kl_range(kl: Sequence[float | None] | None) -> str:
+    if not kl:
+        return "-"
+    return f"{number(max(0.0, kl[0] or 0.0))} to {'the end' if kl[1] is None else number(max(0.0, kl[1]))}"
+
+
 # ------------------------------------------------------------------------------------------- matched KL, areas
 
 
