@@ -85,9 +85,7 @@ class Cell:
     @property
     def slow(self) -> bool:
         """Whether a world takes milliseconds: at most 2,000 are drawn."""
-        return self.kind in ("arms", "bootstrap", *coverage_agreement.KINDS) or (
-            self.kind == "sign-flip" and bool(self.shape)
-        )
+        return self.kind in ("arms", "bootstrap", "chance") or (self.kind == "sign-flip" and bool(self.shape))
 
     @property
     def upper_applies(self) -> bool:

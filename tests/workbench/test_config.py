@@ -101,11 +101,12 @@ def test_quickstart_is_the_documented_default() -> None:
     assert [a.careless for a in data.annotators] == [0.02, 0.05, 0.05, 0.15, 0.05]
 
 
-def test_study_differs_from_quickstart_in_seeds_and_name_alone() -> None:
+def test_study_differs_from_quickstart_in_seeds_name_and_neutral_shift_alone() -> None:
     study, quick = (load_config(shipped_config(name)).semantic() for name in ("study", "quickstart"))
     assert study.pop("seeds")["runs"] == [0, 1, 2, 3, 4]
     assert quick.pop("seeds")["runs"] == [0]
     assert (study.pop("name"), quick.pop("name")) == ("study", "quickstart")
+    assert (study["evaluation"].pop("shift_temperature"), quick["evaluation"].pop("shift_temperature")) == (1.4, None)
     assert study == quick
 
 
