@@ -244,7 +244,7 @@ def warnings(
     caveat = seeds_caveat({"seeds": comparison.seeds.model_dump()})
     found = [caveat] if caveat else []
     if "proxy" in comparison.evaluation.judges:
-        found.append("Judge 'proxy' is the reward model that PPO and best-of-n optimized: its win rates favor them.")
+        found.append("Judge 'proxy' is the reward model that PPO, RLOO, GRPO and best-of-n optimize: it favors them.")
     if comparison.selection.rule == "best" and comparison.selection.metric == "gold_reward":
         found.append("Checkpoints were chosen by the gold reward: an oracle that no user has.")
     headline = comparison.evaluation.judges[0]
