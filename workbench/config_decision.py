@@ -27,8 +27,8 @@ class Decision(Section):
         default=0.03,
         gt=0,
         lt=0.5,
-        description="Win rates within 0.5 plus or minus this are as good as equal (0.03: 53 to 47, about what a few "
-        "hundred prompts can show).",
+        description="Win rates within 0.5 plus or minus this are as good as equal (0.03: 53 to 47). To be shown "
+        "equal that closely, arms need some 2,000 prompts, or fewer with several samples and seeds.",
     )
     max_kl: Positive | None = Field(
         default=None, description="Most KL from the SFT policy, in nats a response; null: no limit."
