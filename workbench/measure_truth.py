@@ -62,7 +62,8 @@ class Truths:
         start_proxy, proxy = (self._column(arm, column, names) for arm in (self._sft(runs), runs))
         line = self._line(label, runs, names, (start_proxy, proxy), (np.zeros_like(truth), truth))
         start = Start(gold=np.zeros_like(truth), proxy=start_proxy)
-        return _told(overoptimization(line, start, forms, rng, truth="judge"), f"win rate by {judge} less 0.5")
+        found = overoptimization(line, start, forms, rng, truth="judge")
+        return _told(found, f"win rate by {judge} less 0.5", self.scope.proxy)
 
     def _by_ensemble(
         self,
@@ -84,7 +85,7 @@ class Truths:
         apart = means((spread1 - spread0)[:, :, None], draws)[:, :, 0]
         wider = estimate(apart, len(names), f"spread of {len(others) + 1} reward models")
         rows = [row.model_copy(update={"disagreement": wider}) for row in rows]
-        return _told(rows, f"mean standardized score of {', '.join(others)}")
+        return _told(rows, f"mean standardized score of {', '.join(others)}", own)
 
     def _scores(
         self, runs: Sequence[ArmRun], sft: Sequence[ArmRun], names: Sequence[str], own: str, others: Sequence[str]
@@ -136,8 +137,8 @@ class Truths:
         )
 
 
-def _told(rows: Sequence[Overoptimization], what: str) -> list[Overoptimization]:
-    """The rows with a note in each estimate on what stands for the truth."""
+def _told(rows: Sequence[Overoptimization], what: str, proxy: str) -> list[Overoptimization]:
+    """The rows with a note in each estimate on what stands for the truth; their line is the SFT and one point."""
     found = []
     for row in rows:
         parts = {
@@ -145,5 +146,5 @@ def _told(rows: Sequence[Overoptimization], what: str) -> list[Overoptimization]
             for name in ("alpha", "beta", "peak_kl", "drop_from_peak", "onset_kl", "gap")
             if isinstance(value := getattr(row, name), E)
         }
-        found.append(row.model_copy(update=parts))
+        found.append(row.model_copy(update=parts | {"proxy": proxy, "points": 1}))
     return found

@@ -116,7 +116,7 @@ def pairs_lines(results: Mapping[str, Any]) -> list[str]:
             continue
         low, high = gap.get("low"), gap.get("high")
         smaller = "yes" if low is not None and low > 0 else "no, larger" if high is not None and high < 0 else None
-        later = {True: "yes", False: "no, earlier"}.get(row.get("turns_later"))  # type: ignore[arg-type]
+        later = {True: "yes", False: "no, earlier"}.get(row.get("turns_later"))
         ranges = [_kl_range(row.get(name)) for name in ("best_kl_fewer", "best_kl_more")]
         lines.append(
             f"{clean(row['more'])} ({row['pairs_more']} pairs) against {clean(row['fewer'])} ({row['pairs_fewer']}): "
