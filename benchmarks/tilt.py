@@ -65,9 +65,9 @@ def _upper(u: Array) -> Array:
     return found
 
 
-def truth(shape: Shape, scales: Array, beta: float) -> tuple[float, float]:
-    """Mean KL and mean gold gain at one beta, by quadrature over 400,000 quantiles of each of 32 scales."""
-    grid = (np.arange(400_000) + 0.5) / 400_000
+def truth(shape: Shape, scales: Array, beta: float, nodes: int) -> tuple[float, float]:
+    """Mean KL and mean gold gain at one beta, by quadrature over the quantiles of each of 32 scales."""
+    grid = (np.arange(nodes) + 0.5) / nodes
     x = shape(grid)
     kls, gains = [], []
     for scale in np.quantile(scales, (np.arange(32) + 0.5) / 32):
@@ -79,13 +79,13 @@ def truth(shape: Shape, scales: Array, beta: float) -> tuple[float, float]:
     return float(np.mean(kls)), float(np.mean(gains))
 
 
-def cell(name: str, size: int, repeats: int, rng: np.random.Generator) -> dict[str, object]:
+def cell(name: str, size: int, repeats: int, rng: np.random.Generator, nodes: int = 400_000) -> dict[str, object]:
     """One shape and pool size."""
     shape = SHAPES[name]
     # The scales are quantiles, so that every repeat has the same truth.
     scales = np.exp(0.25 * _normal((np.arange(PROMPTS) + 0.5) / PROMPTS))
     grid = betas(scales[:, None] * shape(rng.random((PROMPTS, size))))
-    known = {beta: truth(shape, scales, beta) for beta in grid}
+    known = {beta: truth(shape, scales, beta, nodes) for beta in grid}
     curve = sorted(known.values())
     rows: dict[float, list[tuple[float, float, float, bool, bool]]] = {beta: [] for beta in grid}
     for _ in range(repeats):

@@ -126,3 +126,15 @@ def test_the_tilt_by_gold_gives_at_least_as_much_gold_as_best_of_n_at_its_true_k
 def test_what_cannot_be_tilted_is_refused(reward: Array, beta: float) -> None:
     with pytest.raises(ValueError, match="expected"):
         tilt(reward, [], beta)
+
+
+def test_the_benchmark_finds_what_the_page_says() -> None:
+    """Told points lie on the true curve; heavy upper tails are told far less than normal rewards, not told wrongly."""
+    from benchmarks.tilt import cell
+
+    rng = np.random.default_rng(0)
+    normal, heavy = (cell(name, 64, 6, rng, nodes=20_000) for name in ("normal", "exponential upper tail"))
+    assert float(str(normal["largest_kl"])) > 2 * float(str(heavy["largest_kl"]))
+    for found in (normal, heavy):
+        assert abs(float(str(found["worst_off_curve"]))) < 0.04
+        assert abs(float(str(found["worst_bias_kl"]))) < 0.1
