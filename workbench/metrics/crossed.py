@@ -74,7 +74,8 @@ class Design:
 def design(blocks: Mapping[str, Mapping[str, Any]], explicit: str, implicit: str | None) -> Design | None:
     """The cells among a comparison's arms, or None where none are crossed.
 
-    Of several arms for one cell, those are taken whose settings its partner shares, else the first.
+    Of several arms for one cell, those are taken whose settings its partner shares, else the first by name (blocks come
+    sorted).
 
     Args:
         blocks: label -> config block of the arm.
