@@ -192,9 +192,10 @@ class Curves:
             if truths is not None:
                 found += truths.turn(label, forms, self.scope.rng(3))
             elif runs[0].kind == "best_of_n":
-                proxy = self.own_proxy(label)
-                start = self.lines.pool_start(label, proxy)
                 for selector in self._selectors(label):
+                    # Gold's choice stands at one of the arms, whichever: its proxy is the one that all arms share.
+                    proxy = self.own_proxy(label) if selector == "own" else self.scope.proxy
+                    start = self.lines.pool_start(label, proxy)
                     line = self.lines.pool(label, self._sizes(label), selector, proxy)
                     found += self._rows(line, start, forms, proxy)
             elif (lined := self.lines.trajectory(label, own=True)) is not None:

@@ -119,7 +119,7 @@ def test_arms_on_the_same_prompts_are_paired() -> None:
     other = line([0, 1, 4], [0, 0.8, 1.6], rng, arm="c", levels=levels, noise=0.1, prompt_set="test", kl_kind="bound")
     (row,) = (r for r in matched(curves(a, other), "gold_reward") if r.against and r.kl == 1.0)
     assert (row.kl_kind, row.prompt_set) == ("mixed", "mixed")
-    assert "unpaired: validation and test prompts" in row.estimate.method
+    assert "unpaired: test and validation prompts" in row.estimate.method
     assert "bound" in row.estimate.method
     assert (row.estimate.high or 9) - (row.estimate.low or 0) > 1  # here they do not cancel
 

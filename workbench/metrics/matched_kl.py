@@ -176,7 +176,8 @@ class Curves:
         left, right = self.read(a, at) @ weights, self.read(b, at) @ weights
         one, other = self.lines[a], self.lines[b]
         paired = one.prompts == other.prompts and one.prompt_set == other.prompt_set
-        told = [how, "paired by prompt" if paired else f"unpaired: {one.prompt_set} and {other.prompt_set} prompts"]
+        sets = " and ".join(sorted((one.prompt_set, other.prompt_set)))
+        told = [how, "paired by prompt" if paired else f"unpaired: {sets} prompts"]
         told += [_BOUND] if one.kl_kind != other.kl_kind else []
         return estimate(left - right, min(len(one.prompts), len(other.prompts)), "; ".join(told))
 
