@@ -40,7 +40,14 @@ from workbench.policy_set import (
     read_policy_set,
     write_policy_set,
 )
-from workbench.rollouts import apply_eos_rule, check_reward_varies, prompt_rows
+from workbench.rollouts import (
+    apply_eos_rule,
+    check_kl_sign,
+    check_reward_varies,
+    guard,
+    prompt_rows,
+    rollout_figures,
+)
 from workbench.sampling import Decoding, Sample, sample
 from workbench.scoring import token_figures
 from workbench.stage_log import StageLog
@@ -336,63 +343,23 @@ class Trainer:
         self.state.scores = [count + size, mean + shift * size / (count + size), squares]
 
     def report(self, rollout: Rollout, found: objectives.Advantages) -> dict[str, float]:
-        """Diagnostics of the rollout, at the rollout temperature; scoring.py measures the KL that is reported."""
+        """Diagnostics of the rollout and of the critic's values for it."""
         mask = rollout.batch.response_mask
-        zero = torch.zeros_like(rollout.old_logprobs)
-        k1 = torch.where(mask, objectives.kl_k1(rollout.old_logprobs, rollout.ref_logprobs), zero).sum(1)
-        k3 = torch.where(mask, objectives.kl_k3(rollout.old_logprobs, rollout.ref_logprobs), zero).sum(1)
-        explained = objectives.explained_variance(rollout.old_values, found.returns, mask)
-        values = {
-            "score": float(rollout.score.mean()),
-            "score_sd": float(rollout.score.std()),
-            "seq_kl": float(k1.mean()),
-            "seq_kl_k3": float(k3.mean()),
-            "seq_kl_se": float(k1.std() / math.sqrt(len(k1))),
-            "kl_coef": self.state.kl_coef,
-            "response_tokens": float(mask.sum(1).float().mean()),
-            "eos_rate": float(rollout.finished.float().mean()),
-            "episodes": float(self.config["batch_size"] * (self.state.update + 1)),
-        }
+        values = rollout_figures(rollout.score, rollout.finished, rollout.old_logprobs, rollout.ref_logprobs, mask)
+        values["kl_coef"] = self.state.kl_coef
+        values["episodes"] = float(self.config["batch_size"] * (self.state.update + 1))
         if self.config["normalize_reward"]:
             values["score_scale"] = self.score_scale()
         if self.config["reward_clip"] is not None:
             shaped = self.shaped_score(rollout.score)
             values["reward_clip_fraction"] = float((shaped.abs() >= self.config["reward_clip"]).float().mean())
+        explained = objectives.explained_variance(rollout.old_values, found.returns, mask)
         return values if explained is None else values | {"explained_variance": explained}
 
     def guard(self, values: Mapping[str, float]) -> None:
-        """Stops what has left the finite or the useful range.
-
-        Raises:
-            DivergenceError: A number is not finite, KL passed its ceiling, or entropy fell below its floor.
-        """
-        at = f"at update {self.state.update + 1}"
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise DivergenceError(f"{name} is {value} {at}")
-        ceiling, floor = self.config["max_seq_kl"], self.config["min_entropy"]
-        if ceiling is not None and values["seq_kl"] > ceiling:
-            raise DivergenceError(
-                f"KL to the reference is {values['seq_kl']:.1f} nats a sequence (k1), over the ceiling max_seq_kl = "
-                f"{ceiling}, {at}; raise kl_coef or lower learning_rate"
-            )
-        if floor is not None and values.get("entropy", math.inf) < floor:
-            raise DivergenceError(
-                f"the policy's entropy is {values['entropy']:.3f} nats a token, under the floor min_entropy = {floor}, "
-                f"{at}: it says nearly one thing; raise kl_coef or lower learning_rate"
-            )
-
-    def check_kl_sign(self, values: Mapping[str, float]) -> None:
-        """Stops where KL is negative beyond noise, which no policy's own samples give.
-
-        Raises:
-            DivergenceError: It is more than 4 standard errors below 0.
-        """
-        if values["seq_kl"] < -4.0 * values["seq_kl_se"] and values["seq_kl"] < -1e-3:
-            raise DivergenceError(
-                f"KL to the reference is {values['seq_kl']:.3f}, more than 4 standard errors below 0, at update "
-                f"{self.state.update + 1}: samples and log-probabilities do not belong to the same policy"
-            )
+        """See `workbench.rollouts.guard`."""
+        limits = {name: self.config[name] for name in ("max_seq_kl", "min_entropy")}
+        guard(values, self.state.update + 1, **limits)
 
     def adapt(self, seq_kl: float) -> None:
         """Moves the KL coefficient towards its target where that is asked for."""
@@ -483,7 +450,7 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
                 keep_checkpoint(kept, state.update, trainer.save_policy)
             values = seen | trainer.optimize(rollout, found)
             trainer.guard(values)
-            trainer.check_kl_sign(values)  # after the ratio check, which knows better what is wrong
+            check_kl_sign(values, state.update + 1)  # after the ratio check, which knows better what is wrong
         except DivergenceError as error:
             if not measured:  # the policy that was just rolled out is the bad one: it is no last good checkpoint
                 forget_checkpoint(kept, state.update)

@@ -7,7 +7,6 @@ certificate.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench import objectives
 from workbench.batching import make_batch
 from workbench.digests import prompt_set_digest
-from workbench.errors import DivergenceError, IntegrityError
+from workbench.errors import IntegrityError
 from workbench.evaluation import numerics
 from workbench.lora import POLICY, Lora, add_adapter, base_digest, operations_per_token, parametrization
 from workbench.models import (
@@ -36,7 +34,14 @@ from workbench.policy_set import (
     read_policy_set,
     write_policy_set,
 )
-from workbench.rollouts import apply_eos_rule, check_reward_varies, prompt_rows
+from workbench.rollouts import (
+    apply_eos_rule,
+    check_kl_sign,
+    check_reward_varies,
+    guard,
+    prompt_rows,
+    rollout_figures,
+)
 from workbench.sampling import Decoding, Sample, sample
 from workbench.scoring import last_token_scores
 from workbench.stage_log import StageLog
@@ -154,41 +159,15 @@ class OnlineArm:
         """
         if self.update == 0:
             check_reward_varies(self.scores)
-        zero = torch.zeros_like(logprobs)
-        per_sequence = torch.where(mask, objectives.kl_k1(logprobs, ref_logprobs), zero).sum(1)
-        k3 = torch.where(mask, objectives.kl_k3(logprobs, ref_logprobs), zero).sum(1)
-        finished = [one.finish_reason == "stop" for one in self.samples]
-        values = {
-            "score": float(self.scores.mean()),
-            "score_sd": float(self.scores.std()),
-            "seq_kl": float(per_sequence.mean()),
-            "seq_kl_k3": float(k3.mean()),
-            "seq_kl_se": float(per_sequence.std() / math.sqrt(len(per_sequence))),
+        finished = torch.tensor([one.finish_reason == "stop" for one in self.samples])
+        values = rollout_figures(self.scores, finished, logprobs, ref_logprobs, mask) | {
             "kl_coef": float(self.config["kl_coef"]),
-            "response_tokens": float(mask.sum(1).float().mean()),
-            "eos_rate": sum(finished) / len(finished),
             "episodes": float(self.config["batch_size"] * (self.update + 1)),
         }
-        self._guard(values)
+        guard(values, self.update + 1, max_seq_kl=self.config["max_seq_kl"])
+        check_kl_sign(values, self.update + 1)
         self.measured = True
         return values
-
-    def _guard(self, values: Mapping[str, float]) -> None:
-        update = self.update
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise DivergenceError(f"{name} is {value} at update {update + 1}")
-        ceiling, seq_kl = self.config["max_seq_kl"], values["seq_kl"]
-        if ceiling is not None and seq_kl > ceiling:
-            raise DivergenceError(
-                f"KL to the reference is {seq_kl:.1f} nats a sequence (k1), over the ceiling max_seq_kl = {ceiling}, "
-                f"at update {update + 1}; raise kl_coef or lower learning_rate"
-            )
-        if seq_kl < -4.0 * values["seq_kl_se"] and seq_kl < -1e-3:
-            raise DivergenceError(
-                f"KL to the reference is {seq_kl:.3f}, more than 4 standard errors below 0, at update {update + 1}: "
-                "samples and log-probabilities do not belong to the same policy"
-            )
 
     def _count(self, prompts: Sequence[Sequence[int]]) -> None:
         generated = sum(len(one.ids) for one in self.samples)
