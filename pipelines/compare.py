@@ -199,6 +199,9 @@ def assemble(
         parts[name].sort(key=lambda one: (order.index(one["arm"]), order.index(one["against"] or "sft")))
     sets = ["heldout", *(f"on_policy/{label}" for label in order), "temperature_shift", "ood"]
     parts["agreement"] = {name: parts["agreement"][name] for name in sets if name in parts["agreement"]}
+    parts["agreement_trajectory"].sort(key=lambda point: order.index(point["arm"]))
+    for listed in (parts["disagreements"], (parts["generalization"] or {}).get("shifts", [])):
+        listed.sort(key=lambda one: sets.index(one["set"]))
     for label in order:
         own, total = arm_cost(graph, outcome.records, label, runs)
         cost = ArmCost(

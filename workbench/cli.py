@@ -253,8 +253,8 @@ def agree(home: Path, quiet: bool, as_json: bool, **request: Any) -> None:
 
     P and R need no training of ours: any DPO checkpoint and what it started from. All three must share a tokenizer.
     """
-    from pipelines.agree import Request
     from pipelines.agree import agree as measure
+    from pipelines.agree_inputs import Request
     from workbench.report.agreement import print_agreement
     from workbench.report.terminal import make_console
     from workbench.report.wording import clean

@@ -75,6 +75,15 @@ def test_one_run_seed_settles_no_statement_on_methods(results: Results) -> None:
     assert moved.difference_change.value == pytest.approx(found.difference.value)
 
 
+def test_parts_stand_in_the_order_of_the_sets(results: Results) -> None:
+    """Stages get their config with sorted keys; people get the arms as the config has them."""
+    names = list(results.agreement)
+    assert names.index("on_policy/ppo") < names.index("on_policy/best_of_n")
+    assert results.generalization is not None
+    for listed in ([one.set for one in results.generalization.shifts], [one.set for one in results.disagreements]):
+        assert [names.index(name) for name in listed] == sorted(names.index(name) for name in listed)
+
+
 def test_disagreements_come_with_their_texts(results: Results, smoke_home: Path) -> None:
     listed: list[dict[str, Any]] = json.loads(
         (smoke_home / "results" / "smoke" / "disagreements.json").read_text(encoding="utf-8")
