@@ -38,7 +38,7 @@ from workbench.stages import Stage, dependencies
 from workbench.store import Store
 
 LINEAR = 1.1  # an exponent up to here is called linear: caches and batches of unequal length cost a few percent
-FLAT = 0.1  # peak memory that grows by less than this share over an axis is called flat
+FLAT = 0.1  # memory above an idle worker that grows by at most this share over an axis is called flat
 UPPER = 3
 
 
@@ -94,26 +94,27 @@ def measure_axis(axis: Axis, sizes: Sequence[int], repeats: int) -> dict[str, An
     stages = {}
     for line in axis.stages:
         cpu = np.array([[one[line]["cpu_s"] for one in row] for row in runs])
-        peak = np.array([[one[line]["peak_mb"] for one in row] for row in runs])
-        stages[line] = judged(sizes, cpu, peak) | {
+        above = np.array([[one[line]["above_idle_mb"] for one in row] for row in runs])
+        stages[line] = judged(sizes, cpu, above) | {
             "cpu_s": cpu.tolist(),
-            "peak_mb": peak.tolist(),
-            "above_idle_mb": [[one[line]["above_idle_mb"] for one in row] for row in runs],
+            "above_idle_mb": above.tolist(),
+            "peak_mb": [[one[line]["peak_mb"] for one in row] for row in runs],
         }
     return {"unit": axis.unit, "note": axis.note, "sizes": list(sizes), "stages": stages}
 
 
-def judged(sizes: Sequence[int], cpu: Any, peak: Any) -> dict[str, Any]:
+def judged(sizes: Sequence[int], cpu: Any, above: Any) -> dict[str, Any]:
     """Exponents, growth of memory, and the two verdicts of one stage.
 
     Args:
         sizes: (S,) sizes.
-        cpu, peak: (R, S) CPU seconds and peak MB.
+        cpu: (R, S) CPU seconds.
+        above: (R, S) peak memory above an idle worker, MB.
     """
     slope = of_repeats([exponent(sizes, row) for row in cpu])
     upper = of_repeats([exponent(sizes[-UPPER:], row[-UPPER:]) for row in cpu])
-    grown = of_repeats([float(np.polyfit(sizes, row, 1)[0]) * 1000.0 for row in peak])
-    share = of_repeats([float(row[-1] / row[0] - 1.0) for row in peak])
+    grown = of_repeats([float(np.polyfit(sizes, row, 1)[0]) * 1000.0 for row in above])
+    share = of_repeats([float(row[-1] / max(row[0], 1.0) - 1.0) for row in above])
     return {
         "exponent": slope,
         "exponent_upper": upper,
