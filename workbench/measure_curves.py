@@ -172,8 +172,11 @@ class Curves:
         return matched_kl.Curves(lines, self.scope.rng(11))
 
     def matched(self) -> list[dict[str, Any]]:
-        """`matched_kl`: every arm, and every two, at the same KLs."""
-        return [plain(one) for one in matched_kl.matched(self._matched, self.reward)]
+        """`matched_kl`: every arm, and every two, at the same KLs; selected policies beside best-of-n at their own."""
+        trained = {label: runs for label, runs in self.scope.arms.items() if runs[0].n is None and label != BASELINE}
+        points = [line for label, runs in trained.items() if (line := self.lines.final(label, runs)) is not None]
+        found = matched_kl.matched(self._matched, self.reward)
+        return [plain(one) for one in (*found, *matched_kl.selected(self._matched, points, self.reward))]
 
     def areas(self) -> list[dict[str, Any]]:
         """`frontier_area`: mean reward over the KLs that arms have in common."""

@@ -20,6 +20,7 @@ from workbench.metrics.matched_kl import (
     pooled,
     read_at,
     round_down,
+    selected,
 )
 from workbench.metrics.pareto import pareto, undominated
 
@@ -133,6 +134,23 @@ def test_differences_turn_their_sign_with_the_order() -> None:
         [row.estimate for row in areas(curves(*order), "gold_reward") if row.against] for order in ((a, b), (b, a))
     )
     assert (one.value, one.low, one.high) == pytest.approx((-other.value, -other.high, -other.low))  # type: ignore[operator]
+
+
+def test_a_selected_policy_stands_beside_a_curve_on_its_own_prompts_at_its_own_kl() -> None:
+    rng = np.random.default_rng(0)
+    options = {"levels": 5 * rng.normal(size=100), "noise": 0.1, "prompt_set": "test"}
+    pool = line([0, 1, 4], [0, 1, 2], rng, arm="bon", kl_kind="bound", **options)  # type: ignore[arg-type]
+    policy = line([2.25], [1.8], rng, arm="dpo", kl_noise=0.5, **options)  # type: ignore[arg-type]
+    far = line([9.0], [1.8], rng, arm="ppo", **options)  # type: ignore[arg-type]
+    elsewhere = line([2.25], [1.8], rng, arm="dpo-0.1")
+    found = selected(curves(pool), [policy, far, elsewhere], "gold_reward")
+    assert [(row.arm, row.against) for row in found] == [("dpo", "bon"), ("ppo", "bon")]
+    near, beyond = (row.estimate for row in found)
+    assert near.value == pytest.approx(0.3, abs=0.05)  # the curve is at sqrt(2.25) = 1.5
+    assert (near.high or 9) - (near.low or 0) < 0.2  # paired: the prompts' levels cancel
+    assert (found[0].prompt_set, found[0].kl_kind) == ("test", "mixed")
+    assert beyond.value is None
+    assert "nothing is extrapolated" in beyond.method
 
 
 @pytest.mark.parametrize(("seeds", "seed_sd", "prompts"), [(1, 0.0, 40), (5, 0.3, 40)])

@@ -27,6 +27,11 @@ def turned() -> dict[str, Any]:
         for kl in (0.1, 0.5, 1.0, 2.0, 5.0, 9.0)
     ]
     data["matched_kl"].append(where | {"arm": "ppo", "against": "dpo", "kl": 1.0, "estimate": estimate(0.2)})
+    data["matched_kl"].append(
+        where
+        | {"arm": "ppo", "against": "best_of_n", "kl": 1.5, "estimate": estimate(-0.34)}
+        | {"kl_kind": "mixed", "prompt_set": "test"}
+    )
     data["frontier_area"] = [
         where | {"arm": "ppo", "against": "dpo", "kl_to": 5.0, "estimate": estimate(0.2)},
         where | {"arm": "ppo", "against": None, "kl_to": 5.0, "estimate": estimate(1.2)},
@@ -80,6 +85,12 @@ def test_matched_table_shows_a_few_kls_and_leaves_gaps_where_nothing_is_extrapol
     assert rows[0][-1] != "-"
     assert rows[1][-1] == "-"
     assert wording_curves.matched_table(results()) == ([], [])
+
+
+def test_selected_policies_stand_beside_best_of_n() -> None:
+    _, rows = wording_curves.beside_table(turned())
+    assert rows == [["ppo less best_of_n", "1.50", "-0.34 [-0.44, -0.24]"]]
+    assert "best\\_of\\_n | 1.50 | -0.34 [-0.44, -0.24]" in curves.matched(turned())
 
 
 def test_areas_stand_before_differences_and_say_why_they_are_missing() -> None:

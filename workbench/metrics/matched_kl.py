@@ -72,14 +72,14 @@ def read_at(kl: Array, reward: Array, at: Array) -> Array:
     Args:
         kl: (B, K) non-decreasing in each row.
         reward: (B, K).
-        at: (M,) nats.
+        at: (M,) nats, or (B, M): others in each row.
 
     Returns:
         (B, M).
     """
-    u, wanted = np.sqrt(kl), np.sqrt(at)
+    u, wanted = np.sqrt(kl), np.sqrt(np.atleast_2d(at))
     last = u.shape[1] - 1
-    right = np.clip((u[:, :, None] <= wanted).sum(axis=1), 1, last) if last else np.zeros((len(u), len(at)), int)
+    right = np.clip((u[:, :, None] <= wanted[:, None, :]).sum(axis=1), min(1, last), last)
     left = np.maximum(right - 1, 0)
     u0, u1 = np.take_along_axis(u, left, 1), np.take_along_axis(u, right, 1)
     r0, r1 = np.take_along_axis(reward, left, 1), np.take_along_axis(reward, right, 1)
@@ -119,7 +119,7 @@ class Curves:
         self.refused: dict[str, str] = {}
         self.reach: dict[str, float] = {}
         self._curves: dict[str, list[tuple[Array, Array]]] = {}  # a run seed each: KL and reward (B + 1, K)
-        draws: dict[tuple[PromptSet, tuple[str, ...]], Array] = {}
+        self._draws: dict[tuple[PromptSet, tuple[str, ...]], Array] = {}
         seeded = {name: np.random.default_rng(rng.integers(2**63)) for name in ("validation", "test")}
         for line in (one.scored() for one in lines):
             self.lines[line.arm] = line
@@ -127,9 +127,9 @@ class Curves:
                 self.refused[line.arm] = reason
                 continue
             where = (line.prompt_set, line.prompts)
-            if where not in draws:
-                draws[where] = prompt_draws(len(line.prompts), seeded[line.prompt_set], resamples)
-            kl, reward = means(line.kl, draws[where]), means(line.reward, draws[where])
+            if where not in self._draws:
+                self._draws[where] = prompt_draws(len(line.prompts), seeded[line.prompt_set], resamples)
+            kl, reward = means(line.kl, self._draws[where]), means(line.reward, self._draws[where])
             curves = [pooled(a, b) for a, b in zip(kl, reward, strict=True)]
             self._curves[line.arm] = [(fit, gain) for fit, gain in curves]
             # The end of the line where a few prompts less would not have moved it in.
@@ -180,6 +180,26 @@ class Curves:
         told = [how, "paired by prompt" if paired else f"unpaired: {sets} prompts"]
         told += [_BOUND] if one.kl_kind != other.kl_kind else []
         return estimate(left - right, min(len(one.prompts), len(other.prompts)), "; ".join(told))
+
+    def beside(self, point: Line, arm: str) -> E | None:
+        """A single point's reward less that of another arm's curve at the point's KL, on the same prompts.
+
+        Its KL is redrawn with the rewards. None where the prompts differ: there is nothing to pair.
+        """
+        line, point = self.lines[arm], point.scored()
+        draws = self._draws.get((point.prompt_set, point.prompts))
+        if arm in self.refused or draws is None or line.prompts != point.prompts or line.seeds != point.seeds:
+            return None
+        kl, reward = (means(table, draws)[:, :, 0] for table in (point.kl, point.reward))
+        kl = np.maximum(kl, 0.0)
+        if (reached := float(kl[:, 0].max())) > self.reach[arm]:
+            why = f"refused: the point lies at KL {reached:.3g}, the curve reaches {self.reach[arm]:.3g}"
+            return _null(f"{why}; nothing is extrapolated", len(line.prompts))
+        by_seed = zip(self._curves[arm], kl, strict=True)
+        curve = np.stack([read_at(fit, gain, at[:, None])[:, 0] for (fit, gain), at in by_seed])
+        told = ["selected policy less the curve at its KL, which is redrawn", "paired by prompt"]
+        told += [_BOUND] if point.kl_kind != line.kl_kind else []
+        return estimate(reward - curve, len(line.prompts), "; ".join(told))
 
 
 _BOUND = "best-of-n's KL is a bound: it stands at most too far right"
@@ -235,6 +255,22 @@ def matched(curves: Curves, reward: Literal["gold_reward", "proxy_reward"]) -> l
             gap = curves.difference(a, b, np.array([kl]), np.ones(1), "difference at one KL")
             where = _where(curves.lines[a], curves.lines[b])
             found.append(MatchedKL(arm=a, against=b, kl=kl, reward=reward, estimate=gap, **where))
+    return found
+
+
+def selected(curves: Curves, points: Sequence[Line], reward: Literal["gold_reward", "proxy_reward"]) -> list[MatchedKL]:
+    """Every selected policy beside every curve on the same prompts, at the policy's own KL.
+
+    Checkpoints are on validation prompts and best-of-n is on test prompts, so their curves are compared unpaired; here
+    both sides are on test prompts.
+    """
+    found = []
+    for point, arm in ((point, arm) for point in points for arm in curves.usable()):
+        gap = curves.beside(point, arm) if point.arm != arm else None
+        if gap is not None:
+            kl = max(0.0, float(point.kl.mean()))
+            where = _where(point, curves.lines[arm])
+            found.append(MatchedKL(arm=point.arm, against=arm, kl=kl, reward=reward, estimate=gap, **where))
     return found
 
 

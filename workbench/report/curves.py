@@ -17,7 +17,10 @@ def matched(results: Mapping[str, Any]) -> str:
         "is extrapolated. Mixed: best-of-n's KL is a bound, so it stands at most too far right, and its prompts are "
     )
     text += "others, so the difference is unpaired."
-    return "\n\n".join(["## At matched KL", *tables, text]) if all(tables) else ""
+    beside = _plain(wording_curves.beside_table(results))
+    if beside:
+        beside += "\n\nOn the same test prompts, paired; a KL that best-of-n does not reach has no row."
+    return "\n\n".join(["## At matched KL", *tables, text, *([beside] if beside else [])]) if all(tables) else ""
 
 
 def overoptimization(results: Mapping[str, Any]) -> str:

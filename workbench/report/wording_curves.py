@@ -161,6 +161,18 @@ def _spread(kls: Sequence[float]) -> list[float]:
     return [kls[round(i * step)] for i in range(MOST_KLS)]
 
 
+def beside_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of selected policies beside best-of-n's curve at the policies' own KL, on the same prompts."""
+    rows = [
+        [f"{clean(row['arm'])} less {clean(row['against'])}", number(row["kl"]), interval(found)]
+        for row in results.get("matched_kl") or ()
+        if row.get("against") is not None
+        and (row.get("kl_kind"), row.get("prompt_set")) == ("mixed", "test")
+        and (found := row.get("estimate") or {}).get("value") is not None
+    ]
+    return (["selected policy less best-of-n at its KL", "KL", "difference"], rows) if rows else ([], [])
+
+
 def area_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of mean reward over KL: every arm, then the differences; empty without curves."""
     rows = []
