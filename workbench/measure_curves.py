@@ -52,7 +52,7 @@ class Curves:
         for label, runs in self.scope.arms.items():
             if runs[0].kind == "best_of_n":
                 for selector in self._selectors(label):
-                    lines.append(self.lines.pool(label, self._sizes(label), selector))
+                    lines.append(self.lines.pool(label, self._sizes(label), selector, self.scope.proxy))
                     points += self._pool_points(label, runs, selector, lines[-1])
                 continue
             if (found := self.lines.trajectory(label)) is not None:
@@ -250,7 +250,7 @@ class Curves:
 
     def _points_of(self, label: str) -> Line | None:
         if self.scope.arms[label][0].kind == "best_of_n":
-            return self.lines.pool(label, self._sizes(label))
+            return self.lines.pool(label, self._sizes(label), "own", self.own_proxy(label))
         lined = self.lines.trajectory(label)
         return _without_sft(lined[0]) if lined is not None and len(lined[1]) > 2 else None
 

@@ -120,7 +120,7 @@ class Lines:
                 values = [proxies[prompt], *([golds[prompt]] if golds is not None else [])]
                 for table, row in zip((proxy, gold), _picked(picks, values, sizes), strict=False):
                     table[s, p] = row
-                slack[s, p] = [bound_slack(n, picks, logprobs[prompt]) for n in sizes]
+                slack[s, p] = bound_slack(sizes, picks, logprobs[prompt])
         return Line(
             arm=label,
             selector=selector,

@@ -194,14 +194,14 @@ def test_bound_slack_on_distributions_whose_best_of_n_is_known(n: int) -> None:
         best = top**n - (top - masses) ** n
         exact = float((best * np.log(best / masses)).sum())
         drawn = rng.choice(len(masses), size=40_000, p=masses)
-        found = bound_slack(n, drawn.astype(float), np.log(masses[drawn]))
+        (found,) = bound_slack([n], drawn.astype(float), np.log(masses[drawn]))
         assert bound_kl(n) - found == pytest.approx(exact, abs=0.02)
 
 
 def test_the_bound_is_exact_without_ties_and_repeated_texts() -> None:
     scores = np.random.default_rng(0).normal(size=256)
-    assert bound_slack(16, scores, np.full(256, -40.0)) == 0.0
-    assert bound_slack(1, scores, np.zeros(256)) == 0.0
+    assert bound_slack([1, 16], scores, np.full(256, -40.0)).tolist() == [0.0, 0.0]
+    assert bound_slack([1], scores, np.zeros(256)) == pytest.approx(0.0)
 
 
 # -------------------------------------------------------------------------------------------------- Pareto

@@ -11,6 +11,7 @@ Beirami et al. 2024, https://arxiv.org/abs/2401.01879, theorem 3.1: it is one, a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -81,7 +82,7 @@ def bound_kl(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def bound_slack(n: int, scores: Array, logprobs: Array) -> float:
+def bound_slack(sizes: Sequence[int], scores: Array, logprobs: Array) -> Array:
     """Estimate of how far log n - (n - 1)/n lies above best-of-n's KL at one prompt, in nats.
 
     Texts that tie in score, and a text that the policy writes again and again, form an atom of the score's
@@ -91,13 +92,17 @@ def bound_slack(n: int, scores: Array, logprobs: Array) -> float:
     integral over the whole distribution.
 
     Args:
-        n: Candidates drawn.
+        sizes: (K,) candidates drawn, n.
         scores: (N,) selecting scores of the pool.
         logprobs: (N,) log-probability of each text under the policy that drew it.
+
+    Returns:
+        (K,) nats, 0 at n = 1.
     """
     size = len(scores)
-    if n == 1 or size < 2:
-        return 0.0
+    nothing = np.zeros(len(sizes))
+    if size < 2:
+        return nothing
     ordered = np.sort(scores)
     below = np.searchsorted(ordered, scores, side="left")
     ties = np.searchsorted(ordered, scores, side="right") - below
@@ -108,17 +113,19 @@ def bound_slack(n: int, scores: Array, logprobs: Array) -> float:
     high = low + mass
     real = mass > 1e-9  # below it the difference is of the order of mass squared
     if not real.any():
-        return 0.0
+        return nothing
     low, high, mass = low[real], high[real], mass[real]
+    n = np.array(sizes, dtype=np.float64)[:, None]
 
     def integral(u: Array) -> Array:  # of n u^(n-1) log(n u^(n-1))
         safe = np.maximum(u, 1e-300)
-        return np.asarray(np.where(u > 0, u**n * (math.log(n) + (n - 1) * np.log(safe) - (n - 1) / n), 0.0))
+        return np.asarray(np.where(u > 0, u**n * (np.log(n) + (n - 1) * np.log(safe) - (n - 1) / n), 0.0))
 
     gained = high**n - low**n
     mean = gained / mass
     lost = (integral(high) - integral(low)) / mass - mean * np.log(np.maximum(mean, 1e-300))
-    return float(min(np.maximum(lost, 0.0).sum() / size, bound_kl(n)))
+    found: Array = np.minimum(np.maximum(lost, 0.0).sum(axis=1) / size, [bound_kl(one) for one in sizes])
+    return found
 
 
 def best_of_n_samples(proxy: Values, n: int, k: int, rng: np.random.Generator) -> Index:
