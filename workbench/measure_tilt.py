@@ -12,7 +12,7 @@ from workbench.config_base import BASELINE
 from workbench.evidence import Responses
 from workbench.measure_scope import Scope, plain
 from workbench.metrics.estimates import Array, mean_by_cluster
-from workbench.metrics.tilt import betas, lower_ess, refusal, tilt
+from workbench.metrics.tilt import betas, joined, lower_ess, refusal, tilt
 from workbench.results_base import E
 from workbench.results_tilt import TiltPoint
 
@@ -38,43 +38,44 @@ def _pool(scope: Scope, run: int) -> Responses:
 
 
 def _curve(scope: Scope, pools: Sequence[Responses], column: str) -> list[TiltPoint]:
-    reward = _table(pools, column)
-    places = [(prompt, run) for run, pool in zip(scope.seeds, pools, strict=True) for prompt in pool.rows]
-    # Gold may be missing for a candidate: what it would weigh is not known, so gold's own curve leaves the prompt out.
-    whole: npt.NDArray[np.bool_] = np.asarray(np.isfinite(reward).all(axis=1))
-    reward = reward[whole]
-    names = (f"proxy/{scope.proxy}", *(("gold",) if scope.has_gold else ()))
-    asked = [_table(pools, name)[whole] for name in names]
-    prompts = [prompt for (prompt, _), kept in zip(places, whole, strict=True) if kept]
-    seeds = [run for (_, run), kept in zip(places, whole, strict=True) if kept] if len(pools) > 1 else None
-    if not prompts:
-        return []
+    """One reward's points. Each run seed has the beta that its own reward needs for a KL: two runs' rewards share no
+    scale, and a curve is read by KL."""
+    parts, prompts, seeds = [], [], []
+    for run, pool in zip(scope.seeds, pools, strict=True):
+        reward, names = _table(pool, column), list(pool.rows)
+        # Gold may be missing for a candidate: what it would weigh is not known, so gold's own curve leaves it out.
+        whole: npt.NDArray[np.bool_] = np.asarray(np.isfinite(reward).all(axis=1))
+        asked = (f"proxy/{scope.proxy}", *(("gold",) if scope.has_gold else ()))
+        if whole.any():
+            parts.append((reward[whole], [_table(pool, name)[whole] for name in asked]))
+            prompts += [name for name, kept in zip(names, whole, strict=True) if kept]
+            seeds += [run] * int(whole.sum())
     points = []
-    for beta in betas(reward):
-        found = tilt(reward, asked, beta)
+    for one in zip(*(betas(reward) for reward, _ in parts), strict=False):  # a constant reward has none
+        found = joined([tilt(reward, values, beta) for (reward, values), beta in zip(parts, one, strict=True)])
         refused = refusal(found)
 
         def told(values: Array, refused: str | None = refused) -> E:
             if refused is None:
-                return E.of(mean_by_cluster(values, prompts, None, seeds))
+                return E.of(mean_by_cluster(values, prompts, None, seeds if len(parts) > 1 else None))
             return E(value=None, low=None, high=None, n=len(dict.fromkeys(prompts)), method=refused)
 
         points.append(
             TiltPoint(
                 reward=column.removeprefix("proxy/"),
-                beta=beta,
+                beta=float(np.exp(np.mean(np.log(one)))),
                 seq_kl=told(found.seq_kl),
                 proxy_reward=told(found.values[0]),
                 gold_reward=told(found.values[1]) if scope.has_gold else None,
                 gold_gain=told(found.gains[1]) if scope.has_gold else None,
                 ess=lower_ess(found),
-                pool=reward.shape[1],
+                pool=parts[0][0].shape[1],
             )
         )
     return points
 
 
-def _table(pools: Sequence[Responses], column: str) -> Array:
-    """(P, N): a row for each prompt, the run seeds' pools below each other."""
-    rows: Array = np.stack([values for pool in pools for values in pool.by_prompt(column).values()])
+def _table(pool: Responses, column: str) -> Array:
+    """(P, N): a row for each prompt."""
+    rows: Array = np.stack(list(pool.by_prompt(column).values()))
     return rows

@@ -14,7 +14,7 @@ class TiltPoint(Model):
     """
 
     reward: str = Field(description="Name of a reward model, implicit/LABEL of a dpo arm, or gold")
-    beta: float = Field(gt=0, description="Price of a nat, in the reward's unit")
+    beta: float = Field(gt=0, description="Price of a nat, in the reward's unit; geometric mean over run seeds")
     seq_kl: E = Field(description="KL(tilt || reference) in nats a response, at temperature 1")
     gold_reward: E | None = Field(description="Mean gold under the tilt; null without gold")
     gold_gain: E | None = Field(description="The same less the pools' own mean, paired by prompt")

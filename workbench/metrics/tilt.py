@@ -124,7 +124,7 @@ def betas(reward: Array, targets: Sequence[float] = KL_TARGETS) -> list[float]:
     """Betas at which the pools' plug-in KL is each target below log N - 1, falling; empty for a constant reward.
 
     Args:
-        reward: (P, N), all run seeds below each other: one beta is one optimum, whatever the prompt.
+        reward: (P, N) of one run seed: one beta is one optimum, whatever the prompt.
         targets: Nats, rising.
     """
     spread = float(reward.std(axis=1).mean())
@@ -138,6 +138,17 @@ def betas(reward: Array, targets: Sequence[float] = KL_TARGETS) -> list[float]:
             low, high = (middle, high) if plug_in_kl(reward, math.exp(middle)) > target else (low, middle)
         found.append(math.exp((low + high) / 2))
     return found
+
+
+def joined(parts: Sequence[Tilted]) -> Tilted:
+    """Several run seeds' prompts below each other."""
+    return Tilted(
+        seq_kl=np.concatenate([one.seq_kl for one in parts]),
+        values=tuple(np.concatenate(rows) for rows in zip(*(one.values for one in parts), strict=True)),
+        gains=tuple(np.concatenate(rows) for rows in zip(*(one.gains for one in parts), strict=True)),
+        ess=np.concatenate([one.ess for one in parts]),
+        half_kl=np.concatenate([one.half_kl for one in parts]),
+    )
 
 
 def lower_ess(tilted: Tilted) -> float:
