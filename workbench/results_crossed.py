@@ -39,7 +39,7 @@ class Split(Model):
 
 
 class Gap(Model):
-    """Arm `a` (PPO on the reward model) less arm `b` (DPO on the data's labels), and what it is made of."""
+    """Arm `a` (PPO on the reward model) less arm `b` (DPO on the data's labels): reward + optimizer + relabeling."""
 
     a: str
     b: str
@@ -48,7 +48,7 @@ class Gap(Model):
     relabeling: Compared | None = Field(
         default=None,
         description="DPO on pairs relabeled by b's implicit reward less b itself: what relabeling alone does; null "
-        "without that arm",
+        "without that arm, and then part of the splits",
     )
 
 

@@ -17,7 +17,8 @@ def gap_metrics(results: Mapping[str, Any]) -> dict[str, float]:
         if gap:
             split = gap["splits"][-1]  # the mean of both orders, where there are both
             for name, part in (("gap", gap["total"]), ("gap_reward", split["reward"]),
-                               ("gap_optimizer", split["optimizer"])):  # fmt: skip
+                               ("gap_optimizer", split["optimizer"]),
+                               ("gap_relabeling", gap.get("relabeling"))):  # fmt: skip
                 metrics |= estimate_metrics(f"{name}/{where}", part)
     return metrics
 

@@ -54,7 +54,8 @@ def test_the_crossed_design_runs_from_the_command_to_the_report(tmp_path: Path) 
     total = arms["ppo"]["gold_reward"]["value"] - arms["dpo"]["gold_reward"]["value"]
     assert one["gap"]["total"]["value"] == pytest.approx(total)
     for split in one["gap"]["splits"]:
-        assert split["reward"]["value"] + split["optimizer"]["value"] == pytest.approx(total)
+        parts = [split["reward"], split["optimizer"], one["gap"]["relabeling"]]
+        assert sum(part["value"] for part in parts) == pytest.approx(total)
     assert {(row["measure"], row["at"]) for row in results["decomposition"]} >= {("win_rate", "selected")}
 
     # What the arm on the implicit reward optimized is measured in that reward's own column.

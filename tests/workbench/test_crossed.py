@@ -67,6 +67,20 @@ def test_without_interaction_both_orders_agree() -> None:
     assert gap.relabeling.value == 0.0
 
 
+def test_what_relabeling_does_is_neither_the_rewards_nor_the_optimizers() -> None:
+    noisy = ADDITIVE | {"dpo": 2.5}  # labels drawn anew cost 1.0, whatever the reward
+    gap = gap_of(noisy)
+    assert gap.relabeling is not None
+    assert (gap.total.value, gap.relabeling.value) == (0.5, -1.0)
+    assert set(parts(gap).values()) == {(2.0, -0.5)}
+    # Without the arm that shows it, it is counted somewhere, and the design says so.
+    labels = [label for label in BLOCKS if label != "dpo-i"]
+    assert parts(gap_of(noisy, *labels))["optimizer first"] == (1.0, -0.5)
+    without = made(*labels)
+    assert without is not None
+    assert "no dpo arm has labels: dpo" in without.caveats[0]
+
+
 def test_with_interaction_every_split_still_adds_up_and_the_last_is_the_mean() -> None:
     gap = gap_of(ADDITIVE | {"ppo": 5.0})
     assert gap.total.value == pytest.approx(3.5)
@@ -140,12 +154,12 @@ def test_the_report_tells_table_gap_and_level_of_the_tilts() -> None:
     results = {"decomposition": [one.model_dump(mode="json")], "tilt": tilts}
     text = report.sections(results)
     assert "| explicit (main) | 3.00 (ppo) | 4.00 (bon) | 3.50 (dpo-e) |" in text
-    assert "| reward first | 2.00 [1.00, 3.00] | -0.50 [-1.50, 0.50] | 1.50 [0.50, 2.50] |" in text
+    assert "| reward first | 2.00 [1.00, 3.00] | -0.50 [-1.50, 0.50] | 0.00 [-1.00, 1.00] | 1.50 [0.50, 2.50] |" in text
     assert "&lt;b&gt;" in text
     assert "1 points refused" in text
     assert report.lines(results) == [
-        "ppo less dpo in gold at 1.50 nats: 1.50 [0.50, 2.50], of which 2.00 [1.00, 3.00] from the reward and "
-        "-0.50 [-1.50, 0.50] from the optimizer (mean of both).",
+        "ppo less dpo in gold at 1.50 nats: 1.50 [0.50, 2.50], of which 2.00 [1.00, 3.00] from the reward, "
+        "-0.50 [-1.50, 0.50] from the optimizer and 0.00 [-1.00, 1.00] from relabeling (mean of both).",
         "A perfect optimizer at about 0.50 nats gains in gold: main 0.50, gold 0.70.",
     ]
     assert report.sections({}) == ""

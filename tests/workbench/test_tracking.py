@@ -424,7 +424,10 @@ CROSSED = {
     "decomposition": [
         {
             "measure": "gold_reward", "at": "selected",
-            "gap": {"total": estimate(0.4), "splits": [{"reward": estimate(0.1), "optimizer": estimate(0.3)}]},
+            "gap": {
+                "total": estimate(0.4), "relabeling": estimate(0.0),
+                "splits": [{"reward": estimate(0.1), "optimizer": estimate(0.3)}],
+            },
         }
     ],
     "tilt": [

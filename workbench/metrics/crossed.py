@@ -4,16 +4,19 @@ Every figure is a sum of cells with weights that add up to 0, taken within a pro
 averaged, so that its interval is a paired one. Main effects are means over the other factor's levels that have both
 cells; an interaction is a difference of differences. Effects are in the unit of the measure, not standardized.
 
-The gap of RM+PPO to DPO has two ends that differ in reward and in optimizer. Changing the reward first,
+The gap of RM+PPO to DPO has two ends that differ in reward and in optimizer. DPO optimizes the implicit reward from
+labels that people gave; a direct optimizer of a *given* reward has to label pairs by it first (`direct`), and drawing
+labels from a fitted reward adds its noise to that of the labels it was fitted to. That step is told apart,
 
-    PPO(explicit) - DPO = [PPO(explicit) - PPO(implicit)] + [PPO(implicit) - DPO],
+    PPO(explicit) - DPO = [PPO(explicit) - direct(implicit)] + [direct(implicit) - DPO],
 
-or the optimizer first, with DPO on pairs relabeled by the explicit reward in the middle,
+as `relabeling`, the second bracket. The first is split by changing the reward first, or the optimizer first,
 
-    PPO(explicit) - DPO = [PPO(explicit) - direct(explicit)] + [direct(explicit) - DPO],
+    [PPO(explicit) - PPO(implicit)] + [PPO(implicit) - direct(implicit)],
+    [direct(explicit) - direct(implicit)] + [PPO(explicit) - direct(explicit)],
 
-splits it in two ways that agree only without interaction. Both are told, and their mean, which is the Shapley value of
-two players: the one split that treats the factors alike, and adds up.
+two ways that agree only without interaction. Both are told, and their mean, which is the Shapley value of two players:
+the one split that treats the factors alike, and adds up. Without the cell direct(implicit), DPO itself stands for it.
 
 Source: Shapley 1953; Shorrocks 2013, "Decomposition procedures for distributional analysis" (the Shapley value of a
 difference between two states); Ivison et al. 2024 (https://arxiv.org/abs/2406.09279) for the question.
@@ -109,6 +112,11 @@ def design(blocks: Mapping[str, Mapping[str, Any]], explicit: str, implicit: str
     if len(set(priced.values())) > 1:
         text = ", ".join(f"{label} {price:g}" for label, price in priced.items())
         caveats.append(f"kl_coef and beta differ ({text}), so the optima of a row differ too: look at matched KL")
+    if ("explicit", "direct") in cells and ("implicit", "direct") not in cells:
+        caveats.append(
+            f"no dpo arm has labels: {implicit}, so what relabeling alone does is counted as the reward's "
+            "where the optimizer is changed first"
+        )
     made = Design(cells=cells, dpo=implicit, reward=explicit, implicit=implicit, caveats=tuple(caveats))
     return made if made.crossed else None
 
@@ -158,15 +166,17 @@ def effect_weights(made: Design) -> list[tuple[Any, str, Weights]]:
 
 
 def gap_weights(made: Design) -> tuple[Weights | None, list[tuple[str, Weights, Weights]]]:
-    """Weights of the gap, and (order, reward part, optimizer part) of each split that the cells allow."""
+    """Weights of the gap, and (order, reward part, optimizer part) of each split that the cells allow; with the
+    relabeling, each adds up to the gap."""
     start = made.cells.get(("explicit", "ppo"))
     if start is None:
         return None, []
     splits: list[tuple[str, Weights, Weights]] = []
+    end = made.cells.get(("implicit", "direct"), made.dpo)
     if (middle := made.cells.get(("implicit", "ppo"))) is not None:
-        splits.append(("reward first", {start: 1.0, middle: -1.0}, {middle: 1.0, made.dpo: -1.0}))
+        splits.append(("reward first", {start: 1.0, middle: -1.0}, {middle: 1.0, end: -1.0}))
     if (middle := made.cells.get(("explicit", "direct"))) is not None:
-        splits.append(("optimizer first", {middle: 1.0, made.dpo: -1.0}, {start: 1.0, middle: -1.0}))
+        splits.append(("optimizer first", {middle: 1.0, end: -1.0}, {start: 1.0, middle: -1.0}))
     if len(splits) == 2:
         (_, *first), (_, *second) = splits
         splits.append(("mean of both", mean_of([first[0], second[0]]), mean_of([first[1], second[1]])))

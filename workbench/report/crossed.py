@@ -19,7 +19,8 @@ def lines(results: Mapping[str, Any]) -> list[str]:
         gap = one.get("gap")
         if gap:
             split = gap["splits"][-1]
-            parts = f"{interval(split['reward'])} from the reward and {interval(split['optimizer'])} from the optimizer"
+            parts = f"{interval(split['reward'])} from the reward, {interval(split['optimizer'])} from the optimizer"
+            parts += f" and {interval(gap['relabeling'])} from relabeling" if gap.get("relabeling") else ""
             found.append(f"{gap['a']} less {gap['b']} in {_measure(one)}: {interval(gap['total'])}, of which {parts} "
                          f"({split['order']}).")  # fmt: skip
     points = level(results)
@@ -62,11 +63,10 @@ def _crossed(results: Mapping[str, Any]) -> str:
     parts.append("\n".join(f"- {escape(line)}" for line in caveats))
     if not any(parts):
         return ""
-    text = (
-        "Explicit: the reward model's score. Implicit: a DPO policy's log-ratio to the SFT. Each column optimizes it "
-    )
-    text += "in another way; DPO does on the same pairs with labels drawn from that reward. Differences are paired by "
-    text += "prompt and run seed. The two orders differ where reward and optimizer interact."
+    text = "Explicit: the reward model's score. Implicit: a DPO policy's log-ratio to the SFT. Each column optimizes "
+    text += "it in another way; DPO does on the same pairs with labels drawn from that reward. Differences are paired "
+    text += "by prompt and run seed. The two orders differ where reward and optimizer interact. Relabeling: DPO on "
+    text += "labels drawn from its own implicit reward less DPO on the data's."
     return "\n\n".join(["## Reward and optimizer apart", text, *(part for part in parts if part)])
 
 
@@ -87,11 +87,10 @@ def _gap(one: Mapping[str, Any]) -> str:
     gap = one.get("gap")
     if not gap:
         return ""
-    rows = [[split["order"], interval(split["reward"]), interval(split["optimizer"]), interval(gap["total"])]
-            for split in gap["splits"]]  # fmt: skip
-    header = (f"{escape(gap['a'])} less {escape(gap['b'])}", "reward", "optimizer", "sum")
-    text = f"Relabeling alone: {interval(gap['relabeling'])}." if gap.get("relabeling") else ""
-    return "\n\n".join(part for part in (table(header, rows), text) if part)
+    last = [interval(gap.get("relabeling")), interval(gap["total"])]
+    rows = [[split["order"], interval(split["reward"]), interval(split["optimizer"]), *last] for split in gap["splits"]]
+    header = (f"{escape(gap['a'])} less {escape(gap['b'])}", "reward", "optimizer", "relabeling", "sum")
+    return table(header, rows)
 
 
 def _effects(one: Mapping[str, Any]) -> str:
