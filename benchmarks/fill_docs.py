@@ -21,7 +21,10 @@ from workbench.report import wording, wording_curves
 from workbench.report.wording import interval, number
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("results", "findings", "sisters")))
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("results", "findings", "agreement", "sisters")),
+)
 MOST_POINTS = 12
 BLOCK = re.compile(r"(<!-- ([\w.-]+):([\w-]+) -->\n).*?(<!-- end -->)", re.S)
 

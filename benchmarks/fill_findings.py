@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from workbench.report import wording_curves
+from workbench.report.agreement import optimized_loses
 from workbench.report.decision import DIVERSITY, OUTCOMES
 from workbench.report.wording import interval, number, p_text
 
 NOT_MEASURED = "Not in these results: run the comparison again.\n"
 TILT_ROWS = 6
+ACCURACIES = ("implicit_accuracy", "explicit_accuracy", "accuracy_difference")
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -118,12 +120,85 @@ def decomposition(results: Any) -> str:
         ]
         if gap := one.get("gap"):
             rows.append([what, where, f"{gap['a']} less {gap['b']}", _estimate(gap["total"])])
+            if gap.get("relabeling"):
+                rows.append([what, where, "of which relabeling", _estimate(gap["relabeling"])])
+            if gap.get("relabeling"):
+                rows.append([what, where, "of which relabeling", _estimate(gap["relabeling"])])
             for split in gap["splits"]:
                 rows += [
                     [what, where, f"of which {part}, {split['order']}", _estimate(split[part])]
                     for part in ("reward", "optimizer")
                 ]
     return _table(("measure", "at", "contrast", "difference"), rows)
+
+
+def agreement_sets(results: Any) -> str:
+    """Both rewards on every set, beside chance; against gold where it is known."""
+    rows = []
+    for name, entry in (results.get("agreement") or {}).items():
+        if not entry:
+            continue
+        truth = entry.get("against_gold") or entry
+        rows.append(
+            [
+                name,
+                str(entry["agreement"]["n"]),
+                _estimate(entry["agreement"]),
+                _estimate(truth.get("chance")),
+                _estimate((entry.get("standardized") or {}).get("agreement")),
+                *(_estimate(truth.get(field)) for field in ACCURACIES),
+            ]
+        )
+    header = ("pairs", "prompts", "agreement", "chance", "standardized", "implicit accuracy", "explicit accuracy")
+    return _table((*header, "explicit - implicit"), rows)
+
+
+def shifts(results: Any) -> str:
+    """What each reward loses away from the SFT's samples, and whether an optimized one loses more."""
+    rows = [
+        [
+            one["set"],
+            one.get("optimized") or "–",
+            str(one["difference_change"]["n"]),
+            *(_estimate(one[field]) for field in ("implicit_change", "explicit_change", "difference_change")),
+            optimized_loses(one),
+        ]
+        for one in (results.get("generalization") or {}).get("shifts") or ()
+    ]
+    changes = ("change of implicit accuracy", "of explicit accuracy", "of explicit - implicit")
+    return _table(("pairs", "policy optimized", "prompts", *changes, "the optimized reward loses"), rows)
+
+
+def calibration(results: Any) -> str:
+    """Slopes of the label on the margin, before and after temperature."""
+    rows = []
+    for name, entry in (results.get("agreement") or {}).items():
+        found = (entry or {}).get("calibration")
+        for side in ("implicit", "explicit") if found else ():
+            values = [
+                found.get(f"{side}_slope"),
+                found.get(f"{side}_ece"),
+                (found.get("tempered") or {}).get(f"{side}_slope"),
+            ]
+            rows.append([f"{name}, {side}", found["labels"], str(found[f"{side}_ece"]["n"]), *map(_estimate, values)])
+    return _table(("pairs, reward", "labels", "prompts", "slope", "ECE", "slope after temperature"), rows)
+
+
+def length(results: Any) -> str:
+    """Rank correlation of margins with length beyond gold, and agreement by the token."""
+    rows = []
+    for name, entry in (results.get("agreement") or {}).items():
+        if found := (entry or {}).get("length"):
+            each = (entry.get("per_token") or {}).get("agreement")
+            values = (found.get("implicit_given_gold"), found.get("explicit_given_gold"), entry["agreement"], each)
+            rows.append([name, str(found["implicit"]["n"]), *map(_estimate, values)])
+    return _table(("pairs", "prompts", "implicit, given gold", "explicit, given gold", "agreement", "per token"), rows)
+
+
+def pairs(results: Any) -> str:
+    """Of every two arms of one kind whose rewards saw different numbers of pairs: fall and best point."""
+    lines = [f"- {line}" for line in wording_curves.pairs_lines(results)]
+    return "\n".join(lines) + "\n" if lines else NOT_MEASURED
 
 
 def generalization(results: Any) -> str:
@@ -152,5 +227,10 @@ FINDINGS: dict[str, Callable[[Any], str]] = {
     "tilt": tilt,
     "decomposition": decomposition,
     "generalization": generalization,
+    "agreement-sets": agreement_sets,
+    "shifts": shifts,
+    "calibration": calibration,
+    "length": length,
+    "pairs": pairs,
     "overoptimization": overoptimization,
 }

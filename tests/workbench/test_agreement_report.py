@@ -11,7 +11,14 @@ import pytest
 
 from tests.workbench.results_example import estimate, results
 from workbench.report import figures_agreement
-from workbench.report.agreement import TEXT, agreement_tables, generalization_line, print_agreement, sections
+from workbench.report.agreement import (
+    TEXT,
+    agreement_tables,
+    generalization_line,
+    optimized_loses,
+    print_agreement,
+    sections,
+)
 from workbench.report.summary import markdown
 from workbench.report.terminal import make_console
 
@@ -60,6 +67,28 @@ def test_the_statement_is_told_as_it_was_resolved(holds: Any, word: str) -> None
     line = generalization_line(data) or ""
     assert word in line
     assert "0.04 [0.01, 0.07]" in line
+
+
+@pytest.mark.parametrize(
+    ("optimized", "ends", "word"),
+    [
+        ("explicit", (-0.1, -0.02), "more"),
+        ("explicit", (0.02, 0.1), "less"),
+        ("implicit", (0.02, 0.1), "more"),
+        ("implicit", (-0.1, -0.02), "less"),
+        ("explicit", (-0.1, 0.02), "unresolved"),
+        ("implicit", (None, None), "unresolved"),
+        (None, (0.02, 0.1), "-"),
+    ],
+)
+def test_the_optimized_reward_loses_more_only_where_that_is_resolved(optimized: Any, ends: Any, word: str) -> None:
+    data = results()
+    shift = data["generalization"]["shifts"][0]
+    shift |= {"optimized": optimized, "difference_change": {"value": 0.0, "low": ends[0], "high": ends[1]}}
+    assert optimized_loses(shift) == word
+    table = sections(data).split("### Away from where they were fitted")[1].split("###")[0]
+    assert next(line for line in table.splitlines() if line.startswith("| on")).endswith(f"| {word} |")
+    assert "tends to look worst" not in table
 
 
 def test_hostile_texts_stay_text() -> None:

@@ -31,7 +31,7 @@ def test_every_table_can_be_filled_and_none_without_results_is_touched(tmp_path:
     home, page = tmp_path / "home", tmp_path / "findings.md"
     page.write_text(PAGE.read_text())
     names = {comparison for comparison, _ in BLOCK.findall(page.read_text())}
-    assert names == {"quickstart", "study", "overoptimization", "stories"}
+    assert names == {"quickstart", "study", "crossed", "overoptimization", "pairs", "stories"}
     assert fill(home, page) == PAGE.read_text()
     for name in names:
         folder = home / "results" / name

@@ -158,14 +158,29 @@ def _generalization(results: Mapping[str, Any]) -> str:
     for one in found.get("shifts") or ():
         fields = ("implicit_change", "explicit_change", "difference", "difference_change")
         kind = f"{one['kind']}, trained on {one['optimized']}" if one.get("optimized") else one["kind"]
-        rows.append([escape(one["set"]), escape(kind), *(interval(one.get(field)) for field in fields)])
+        shown = [interval(one.get(field)) for field in fields]
+        rows.append([escape(one["set"]), escape(kind), *shown, optimized_loses(one)])
     head = ("pairs", "shift", "implicit accuracy", "explicit accuracy", "explicit - implicit", "its change")
     lines = [f"### Away from where they were fitted\n\n{escape(generalization_line(results) or '')}"]
     if rows:
-        text = f"Changes are from {escape(found['reference'])}. A reward tends to look worst on the policy that was "
-        text += "trained on it; temperature and prompts are shifts that favor neither."
-        lines += [table(head, rows), text]
+        text = f"Changes are from {escape(found['reference'])}. The last column: does the reward that the policy "
+        text += (
+            "optimized lose more accuracy than the other one there, by the 95% interval beside it? Nothing optimized "
+        )
+        text += "a reward under temperature and prompts."
+        lines += [table((*head, "the optimized reward loses"), rows), text]
     return "\n\n".join(lines)
+
+
+def optimized_loses(shift: Mapping[str, Any]) -> str:
+    """Whether the reward that a policy optimized loses more accuracy on its samples than the other reward does."""
+    change, optimized = shift.get("difference_change") or {}, shift.get("optimized")
+    if optimized is None:
+        return wording.MISSING
+    low, high = change.get("low"), change.get("high")
+    if low is None or high is None or low <= 0 <= high:
+        return "unresolved"
+    return "more" if (high < 0) == (optimized == "explicit") else "less"
 
 
 def generalization_line(results: Mapping[str, Any]) -> str | None:
