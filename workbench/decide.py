@@ -93,6 +93,8 @@ def why_not(results: Results, judge: str) -> str | None:
     if judge in results.judging_incomplete:
         return f"the first judge, {judge}, did not finish: {results.judging_incomplete[judge]}"
     quality = results.judges.get(judge)
+    if quality is not None and quality.lineage is not None:
+        return f"the first judge, {judge}, is not independent of what some arms were trained on: {quality.lineage}"
     if quality is not None and quality.uneven is not None:
         return f"the first judge, {judge}, judged unevenly: {quality.uneven}"
     return None

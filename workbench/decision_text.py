@@ -6,12 +6,17 @@ from collections.abc import Mapping, Sequence
 
 from workbench.config_base import BASELINE
 from workbench.config_decision import Decision as Rule
-from workbench.decision import SEEDS_FOR_METHODS
+from workbench.decision import ALPHA, SEEDS_FOR_METHODS
+from workbench.metrics.estimates import holm
+from workbench.metrics.variance import Part, half_width_of, t_quantile, two_sided_p
 from workbench.report.wording import interval, kl_text, number, p_text
 from workbench.results import Results
+from workbench.results_base import E
+from workbench.results_curves import MatchedKL
 from workbench.results_decision import Decision, DecisionPair
 
 MOST_NAMED = 3  # a sentence, not a table
+ALIKE = 1.1  # costs of an answer have no interval: less than this factor apart they are told as alike
 
 
 def sentence(decision: Decision, results: Results, rule: Rule) -> str:
@@ -22,6 +27,7 @@ def sentence(decision: Decision, results: Results, rule: Rule) -> str:
         f"Among {'these checkpoints' if decision.scope == 'checkpoints' else 'the methods'} {told}",
         _price(decision, results),
         decision.matched_kl,
+        _oracle(decision, results),
         _budget(decision, rule),
         _scope(len(results.seeds.runs)),
     ]
@@ -99,9 +105,30 @@ def _price(decision: Decision, results: Results) -> str:
     if decision.verdict == "equivalent":
         priced = {label: answer for label in decision.arms if (answer := results.arms[label].cost.answer) is not None}
         if len(priced) == len(decision.arms):
-            cheapest = min(priced, key=lambda label: priced[label].tokens_generated)
-            text += f" The cheapest to serve is {cheapest}."
+            text += _cheapest({label: answer.tokens_generated for label, answer in priced.items()})
     return text
+
+
+def _cheapest(tokens: Mapping[str, int]) -> str:
+    """Who is the cheapest to serve by more than the factor that counts as alike."""
+    least = min(tokens.values())
+    first = [label for label, count in tokens.items() if count < ALIKE * least or count == least]
+    told = f"within a factor of {ALIKE:g} in tokens an answer"
+    if len(first) == len(tokens):
+        return f" They cost alike to serve ({told})."
+    if len(first) > 1:
+        return f" The cheapest to serve are {_list(first)}, alike {told}."
+    return f" The cheapest to serve is {first[0]}, by more than a factor of {ALIKE:g} in tokens an answer."
+
+
+def _oracle(decision: Decision, results: Results) -> str:
+    """Whether gold, which no user has, chose the checkpoints that are compared."""
+    arms = {label: results.arms[label].selection for label in decision.eligible}
+    chosen = [label for label, one in arms.items() if one is not None and one.oracle]
+    if not chosen:
+        return ""
+    judged = ", and judged them too" if decision.judge == "gold" else ""
+    return f"Oracle: gold, which no user has, chose the checkpoints of {_list(chosen)}{judged}."
 
 
 def _runner_up(decision: Decision) -> list[str]:
@@ -133,32 +160,57 @@ def _scope(seeds: int) -> str:
 
 
 def matched_text(results: Results, arm: str, eligible: Sequence[str]) -> str:
-    """What is known of an arm against every other candidate at equal KL."""
+    """What is known of an arm against every other candidate at equal KL, tests corrected over those others (Holm)."""
     others = [label for label in eligible if label not in (arm, BASELINE)]
     if arm == BASELINE or not others:
         return ""
     rows = [one for one in results.matched_kl if one.against is not None and one.reward == "gold_reward"]
-    told: dict[str, list[str]] = {"ahead of": [], "behind": [], "not told apart from": []}
-    missing = 0
-    for other in others:
-        at = [one for one in rows if {one.arm, one.against} == {arm, other} and one.estimate.value is not None]
-        if not at:
-            missing += 1
-            continue
-        last = max(at, key=lambda one: one.kl)
-        gap = last.estimate.model_dump()
-        if last.arm != arm:
-            low, high = (None if end is None else -end for end in (gap["high"], gap["low"]))
-            gap |= {"value": -gap["value"], "low": low, "high": high}
-        sure = gap["low"] is not None and (gap["low"] > 0 or gap["high"] < 0)
-        where = "not told apart from" if not sure else "ahead of" if gap["low"] > 0 else "behind"
-        told[where].append(f"{other} ({interval(gap)} at {number(last.kl)} nats)")
-    found = [f"{words} {', '.join(names)}" for words, names in told.items() if names]
+    found = {other: row for other in others if (row := _matched_row(rows, arm, other)) is not None}
     if not found:
         return "KL could not be matched: no other candidate has a gold reward at a KL that this one has too."
-    text = f"At matched KL (gold, at the largest KL that both reach, 95% intervals) {arm} is {'; '.join(found)}."
+    seeds = len(results.seeds.runs)
+    corrected = holm([_p_of_zero(row.estimate, seeds) for row in found.values()])
+    told: dict[str, list[str]] = {"ahead of": [], "behind": [], "not told apart from": []}
+    for (other, row), p in zip(found.items(), corrected, strict=True):
+        gap = row.estimate.model_dump()
+        if row.arm != arm:
+            low, high = (None if end is None else -end for end in (gap["high"], gap["low"]))
+            gap |= {"value": -gap["value"], "low": low, "high": high}
+        sure = p is not None and p < ALPHA and (gap["low"] > 0 or gap["high"] < 0)
+        where = "not told apart from" if not sure else "ahead of" if gap["low"] > 0 else "behind"
+        told[where].append(f"{other} ({interval(gap)} at {_matched_where(row)})")
+    named = [f"{words} {', '.join(names)}" for words, names in told.items() if names]
+    text = f"At matched KL (gold, 95% intervals, tests corrected over the arms named) {arm} is {'; '.join(named)}."
+    missing = len(others) - len(found)
     rest = "1 other" if missing == 1 else f"{missing} others"
     return text + (f" It could not be matched with {rest}." if missing else "")
+
+
+def _matched_row(rows: Sequence[MatchedKL], arm: str, other: str) -> MatchedKL | None:
+    """Of two arms' rows the one told: paired on test prompts where there is one, then the largest KL."""
+    at = [one for one in rows if {one.arm, one.against} == {arm, other} and one.estimate.value is not None]
+    on_test = [one for one in at if one.prompt_set == "test"]
+    return max(on_test or at, key=lambda one: one.kl, default=None)
+
+
+def _matched_where(row: MatchedKL) -> str:
+    """The KL of a row, whose it is, and what keeps it from being a plain paired difference."""
+    own = (row.kl_kind, row.prompt_set) == ("mixed", "test")  # a selected policy beside best-of-n's curve
+    whose = f"{row.arm}'s own KL" if own else "the largest compared that both reach"
+    apart = {"bound": row.kl_kind != "mc_k1", "unpaired": row.prompt_set == "mixed"}
+    return ", ".join([f"{number(row.kl)} nats", whose, *(word for word, is_so in apart.items() if is_so)])
+
+
+def _p_of_zero(gap: E, seeds: int) -> float | None:
+    """p of "the difference is 0" by the errors that its 95% interval was made of; None without an interval."""
+    if gap.value is None or gap.low is None or gap.high is None:
+        return None
+    half = (gap.high - gap.low) / 2
+    found: list[Part] = [(gap.prompt_se**2, gap.n - 1.0)] if gap.prompt_se and gap.n > 1 else []
+    found += [(gap.seed_se**2, seeds - 1.0)] if gap.seed_se and seeds > 1 else []
+    parts = tuple(found) or (((half / t_quantile(float("inf"))) ** 2, float("inf")),)
+    # What else is in the interval (an error that is neither prompts' nor seeds') widens all quantiles alike.
+    return two_sided_p(parts, abs(gap.value) * half_width_of(parts) / half) if half > 0 else None
 
 
 def _for(pair: DecisionPair, arm: str) -> tuple[float, str]:

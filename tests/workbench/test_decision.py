@@ -193,10 +193,20 @@ def test_undecided_says_what_would_settle_it() -> None:
 
 def test_equivalent_names_the_cheapest() -> None:
     wide = Rule(margin=0.1)
-    found = decide(whole(), wide, "gold")
-    assert (found.verdict, found.arms) == ("equivalent", ["ppo", "dpo", "best_of_n"])
-    assert "cheapest to serve is ppo" in found.sentence
-    assert "beats sft" in found.sentence
+    data = whole().model_dump(mode="json", by_alias=True)
+
+    def told(*tokens: int) -> str:
+        for label, count in zip(("ppo", "dpo", "best_of_n"), tokens, strict=True):
+            data["arms"][label]["cost"]["answer"]["tokens_generated"] = count
+        found = decide(Results.model_validate(data), wide, "gold")
+        assert (found.verdict, found.arms) == ("equivalent", ["ppo", "dpo", "best_of_n"])
+        assert "beats sft" in found.sentence
+        return found.sentence
+
+    assert "The cheapest to serve is dpo, by more than a factor of 1.1" in told(40, 24, 360)
+    # No interval tells whether 25 is more than 24.
+    assert "The cheapest to serve are ppo and dpo, alike within a factor of 1.1" in told(25, 24, 360)
+    assert "cost alike to serve" in told(25, 24, 26)
 
 
 def test_the_serving_budget_excludes_with_the_number() -> None:
@@ -255,6 +265,29 @@ def test_nothing_is_decided_by_an_uneven_judge() -> None:
     assert "ppo 10%" in found.sentence
 
 
+def test_nothing_is_decided_by_a_judge_of_the_proxys_lineage() -> None:
+    data = whole(ppo_dpo=0.6).model_dump(mode="json", by_alias=True)
+    judge = {
+        "kind": "reward_model", "pairs": 10, "identical": 0, "asked": 10, "scored": 10, "unscored": {},
+        "ties": estimate(0.1), "flip_rate": estimate(0.0), "first_shown_preferred": estimate(0.5),
+        "lineage": "this judge has the trunk of proxy, tensor by tensor",
+    }  # fmt: skip
+    found = decide(Results.model_validate(data | {"judges": {"big": judge}}), Rule(), "big")
+    assert found.verdict == "none"
+    assert "trunk of proxy" in found.sentence
+    judge["lineage"] = None
+    alone = decide(Results.model_validate(data | {"judges": {"big": judge}}), Rule(), "big")
+    assert "not independent" not in alone.sentence
+
+
+def test_checkpoints_that_gold_chose_are_called_an_oracles() -> None:
+    data = whole(ppo_dpo=0.6, ppo_best_of_n=0.6).model_dump(mode="json", by_alias=True)
+    assert "racle" not in decide(Results.model_validate(data), Rule(), "gold").sentence
+    data["arms"]["ppo"]["selection"] |= {"rule": "best", "metric": "gold_reward", "oracle": True}
+    found = decide(Results.model_validate(data), Rule(), "gold").sentence
+    assert "Oracle: gold, which no user has, chose the checkpoints of ppo, and judged them too." in found
+
+
 def test_an_arm_that_diverged_is_not_eligible() -> None:
     data = whole(ppo_dpo=0.6, ppo_best_of_n=0.6, dpo_best_of_n=0.6).model_dump(mode="json", by_alias=True)
     data["arms"]["ppo"]["diverged"] = "KL 270 (step 40)"
@@ -282,8 +315,32 @@ def test_matched_kl_is_said_where_it_was_measured() -> None:
     rows = [gap("ppo", "dpo", 1.0, 0.5), gap("ppo", "dpo", 5.0, -0.3), gap("best_of_n", "ppo", 1.5, 0.05)]
     found = decide(changed(data, matched_kl=rows), Rule(), "gold")
     assert found.verdict == "winner"  # it went farther; that is what the sentence must not hide
-    assert "behind dpo (-0.30 [-0.40, -0.20] at 5.00 nats)" in found.sentence
-    assert "not told apart from best_of_n (-0.05 [-0.15, 0.05] at 1.50 nats)" in found.sentence
+    assert "behind dpo (-0.30 [-0.40, -0.20] at 5.00 nats, the largest compared that both reach" in found.sentence
+    assert "not told apart from best_of_n (-0.05 [-0.15, 0.05] at 1.50 nats" in found.sentence
+    assert found.sentence.count("that both reach, bound, unpaired)") == 2
+
+
+def matched_row(arm: str, against: str, kl: float, value: float, half: float = 0.1, **where: str) -> dict[str, Any]:
+    place = {"reward": "gold_reward", "kl_kind": "mc_k1", "prompt_set": "validation"} | where
+    return {"arm": arm, "against": against, "kl": kl, "estimate": estimate(value, half), **place}
+
+
+def test_a_paired_row_on_test_prompts_is_told_rather_than_an_unpaired_one_at_more_kl() -> None:
+    data = whole(ppo_dpo=0.6, ppo_best_of_n=0.6)
+    curve = matched_row("ppo", "best_of_n", 3.0, 0.4, kl_kind="mixed", prompt_set="mixed")
+    paired = matched_row("ppo", "best_of_n", 1.7, -0.3, kl_kind="mixed", prompt_set="test")
+    found = decide(changed(data, matched_kl=[paired, curve]), Rule(), "gold").sentence
+    assert "behind best_of_n (-0.30 [-0.40, -0.20] at 1.70 nats, ppo's own KL, bound)" in found
+    assert "3.00 nats" not in found
+
+
+def test_matched_kl_is_corrected_over_the_arms_that_are_told() -> None:
+    data = whole(ppo_dpo=0.6, ppo_best_of_n=0.6)
+    sure, edge = matched_row("ppo", "dpo", 3.0, 0.105), matched_row("ppo", "best_of_n", 3.0, 0.105)
+    assert "ppo is ahead of dpo (" in decide(changed(data, matched_kl=[sure]), Rule(), "gold").sentence
+    both = decide(changed(data, matched_kl=[sure, edge]), Rule(), "gold").sentence  # p = 0.04 each, two of them
+    assert "ppo is not told apart from dpo (" in both
+    assert "ahead of" not in both
 
 
 def test_the_file_holds_it() -> None:
