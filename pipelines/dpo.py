@@ -10,8 +10,8 @@ import numpy as np
 from workbench.errors import IntegrityError
 from workbench.evaluation import numerics
 from workbench.lora import POLICY, Lora, add_adapter, base_digest, operations_per_token, parametrization
-from workbench.models import Placement, load_policy, save_model
-from workbench.policy_set import keep_checkpoint, publish_checkpoints, read_policy_set, write_policy_set
+from workbench.models import Placement, load_policy
+from workbench.policy_set import keep_start, publish_checkpoints, read_policy_set, write_policy_set
 from workbench.stage_log import StageLog
 from workbench.staged import StagedPairs
 from workbench.tokens import PackedPairs, load_tokenizer
@@ -67,9 +67,7 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     log.cost(tokens_trained=tokens, flops=operations_per_token(policy) * tokens)
 
     # ---- 4. Write.
-    if not trained.checkpoints:  # diverged before the first one: the last good policy is the SFT
-        reference_policy = load_policy(sft.folder(), placement, trust_remote_code=trust)
-        keep_checkpoint(kept, 0, lambda folder: save_model(reference_policy, tokenizer, folder))
+    keep_start(kept, sft.folder(), tokenizer, placement, trust)
     listed = publish_checkpoints(kept, out, Placement(dtype=placement.dtype), trust)
     facts = {
         "sft_tensors": start,

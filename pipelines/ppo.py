@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,12 @@ from workbench.errors import DivergenceError, IntegrityError, StageInterrupted
 from workbench.evaluation import numerics
 from workbench.lora import POLICY
 from workbench.lora_files import save_merged
-from workbench.models import Placement, load_policy, save_model
+from workbench.models import Placement
 from workbench.packed import PackedPairs
 from workbench.policy_set import (
     forget_checkpoint,
     keep_checkpoint,
+    keep_start,
     kept_checkpoints,
     publish_checkpoints,
     read_policy_set,
@@ -43,19 +44,20 @@ from workbench.policy_set import (
 from workbench.rollouts import (
     apply_eos_rule,
     check_kl_sign,
+    check_ratio,
     check_reward_varies,
     guard,
     prompt_rows,
     rollout_figures,
+    rollout_seed,
 )
 from workbench.sampling import Decoding, Sample, sample
 from workbench.scoring import token_figures
 from workbench.stage_log import StageLog
 from workbench.tokens import load_tokenizer, read_packed_prompts
 
-# Of the first minibatch's ratio around 1: cached and full forward passes differ in the last bits.
-RATIO_TOLERANCE = 1e-3
-PASS_TOKENS = 128  # about what a forward and backward pass costs besides its tokens; measured, see docs/ppo.md
+# What a forward and backward pass costs besides its tokens, in tokens; benchmarks/ppo.py measures it.
+PASS_TOKENS = {"cpu": 128, "cuda": 2048}
 STEP_MEANS = ("policy_loss", "value_loss", "clip_fraction", "value_clip_fraction", "ratio", "approx_kl", "entropy")
 
 
@@ -138,30 +140,44 @@ class Trainer:
         """Mean raw reward of SFT samples, where no reward model brings its center; the same after a resume."""
         prompts = [self.prompts[row] for row in prompt_rows(len(self.prompts), 0, 256, self.log.seed + 5)]
         samples, batch = self._draw(prompts, seed=self.log.seed + 11)
-        self._count(samples, prompts, trained=0)
-        return float(self.models.scores(batch).mean())
+        self._count(samples, prompts)
+        return float(self._ask(self.models.scores, batch).mean())
 
     # ---- 1. Roll out: prompts of the train split, every update seeded by its number, so that resuming needs no state.
     def roll_out(self) -> Rollout:
         config, size = self.config, self.config["batch_size"]
         prompts = [self.prompts[row] for row in prompt_rows(len(self.prompts), self.state.update, size, self.log.seed)]
-        samples, batch = self._draw(prompts, seed=self.log.seed + 7919 * (self.state.update + 1))
+        samples, batch = self._draw(prompts, seed=rollout_seed(self.log.seed, self.state.update))
         # The log-probabilities are those of the sampling itself; the first minibatch checks that training agrees.
         old_logprobs = batch.spread(torch.tensor([p for one in samples for p in one.logprobs], device=batch.device))
-        with torch.no_grad():
-            raw = self.models.scores(batch)  # the truncated text is what is scored
-            ref_logprobs = self.models.reference_logprobs(batch, config["temperature"])
-            if self.models.shares_trunk:  # read off while sampling
-                old_values = batch.spread(torch.tensor([v for one in samples for v in one.values], device=batch.device))
-            else:
-                old_values = self.models.values(batch)
+        raw = self._ask(self.models.scores, batch)  # the truncated text is what is scored
+        ref_logprobs = self._ask(lambda part: self.models.reference_logprobs(part, config["temperature"]), batch)
+        if self.models.shares_trunk:  # read off while sampling
+            old_values = batch.spread(torch.tensor([v for one in samples for v in one.values], device=batch.device))
+        else:
+            old_values = self._ask(self.models.values, batch)
         finished = torch.tensor([one.finish_reason == "stop" for one in samples], device=batch.device)
         score = apply_eos_rule(raw, finished, config["eos_rule"], config["eos_penalty"])
-        self._count(samples, prompts, trained=config["epochs"])
+        self._count(samples, prompts)
         return Rollout(
             batch=batch, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs,
             old_values=old_values, score=score, finished=finished,
         )  # fmt: skip
+
+    @torch.no_grad()
+    def _ask(self, function: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
+        """A function of a batch, (B,) or (B, R), taken in passes of rows of about equal length."""
+        parts = self._passes(batch.lengths)
+        answers = [function(batch.rows(part)) for part in parts]
+        shape = batch.response_mask.shape if answers[0].ndim == 2 else (len(batch.lengths),)
+        whole = torch.zeros(shape, dtype=answers[0].dtype, device=batch.device)
+        for part, answer in zip(parts, answers, strict=True):
+            rows = torch.tensor(part, device=batch.device)
+            if answer.ndim == 2:
+                whole[rows, : answer.shape[1]] = answer
+            else:
+                whole[rows] = answer
+        return whole
 
     def _draw(self, prompts: Sequence[Sequence[int]], seed: int) -> tuple[list[Sample], Batch]:
         head = self.models.values_of if self.models.shares_trunk else None
@@ -208,7 +224,7 @@ class Trainer:
             shuffled = order.permutation(rows)
             for start in range(0, per_minibatch * config["minibatches"], per_minibatch):
                 index = shuffled[start : start + per_minibatch].tolist()
-                stats = self.minibatch(rollout, found, index, check_ratio=epoch == 0 and start == 0)
+                stats = self.minibatch(rollout, found, index, first=epoch == 0 and start == 0)
                 steps += 1
                 for name, value in stats.items():
                     totals[name] = totals.get(name, 0.0) + value
@@ -222,7 +238,7 @@ class Trainer:
         return {name: value / steps for name, value in totals.items()} | told
 
     def minibatch(
-        self, rollout: Rollout, found: objectives.Advantages, index: Sequence[int], *, check_ratio: bool
+        self, rollout: Rollout, found: objectives.Advantages, index: Sequence[int], *, first: bool
     ) -> dict[str, float]:
         """One step of policy and critic on the rows of `index`, in passes of rows of about equal length."""
         config, rows = self.config, np.asarray(index)
@@ -232,7 +248,10 @@ class Trainer:
         self.critic_optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(len(STEP_MEANS), device=rollout.score.device)
         widest = torch.zeros_like(sums[0])
-        for part in self._passes(rollout.batch.lengths[rows]):
+        lengths = rollout.batch.lengths[rows]
+        operations = self.models.operations_to_train(train_policy=not warming_up)
+        self.log.cost(tokens_trained=int(lengths.sum()), flops=operations * float(lengths.sum()))
+        for part in self._passes(lengths):
             seen, off = self._pass(rollout, found, rows[part].tolist(), tokens, train_policy=not warming_up)
             sums, widest = sums + seen, torch.maximum(widest, off)
         extra = [self._demonstrate(len(rows))] if config["sft_coef"] and not warming_up else []
@@ -243,11 +262,8 @@ class Trainer:
         # The one wait for the device in a step.
         *numbers, off_one = torch.stack([*sums, *norms, *extra, widest]).tolist()
         stats = dict(zip((*STEP_MEANS, "grad_norm", "critic_grad_norm", "sft_loss"), numbers, strict=False))
-        if check_ratio and off_one > RATIO_TOLERANCE and self.log.resources.dtype == "float32":
-            raise IntegrityError(
-                f"the ratio of the first minibatch is off 1 by {off_one:.2e}; the model has other log-probabilities "
-                "with a cache than without: its positions or masks are wrong for PPO"
-            )
+        if first:
+            check_ratio(off_one, self.log.resources.dtype)
         for name, value in stats.items():
             if not math.isfinite(value):
                 raise DivergenceError(f"{name} is {value} at update {self.state.update + 1}")
@@ -257,7 +273,11 @@ class Trainer:
         return stats
 
     def _passes(self, lengths: np.ndarray[Any, Any]) -> list[list[int]]:
-        return microbatches(lengths.tolist(), cost_of_pass=PASS_TOKENS, max_tokens=self.config["microbatch_tokens"])
+        return microbatches(
+            lengths.tolist(),
+            cost_of_pass=PASS_TOKENS[self.log.resources.device],
+            max_tokens=self.config["microbatch_tokens"],
+        )
 
     def _pass(
         self, rollout: Rollout, found: objectives.Advantages, rows: Sequence[int], tokens: int, *, train_policy: bool
@@ -309,7 +329,8 @@ class Trainer:
         picked = self._demonstration_order.integers(len(self.demonstrations), size=count).tolist()
         prompts, chosen = zip(*(self.demonstrations[row] for row in picked), strict=True)
         batch = make_batch(prompts, chosen, self.pad_id, self.policy.device)
-        tokens = int(batch.response_sizes.sum())
+        tokens, length = int(batch.response_sizes.sum()), int(batch.lengths.sum())
+        self.log.cost(tokens_trained=length, flops=self.models.operations_to_demonstrate * length)
         total = torch.zeros((), device=self.policy.device)
         for part in self._passes(batch.lengths):
             with self.models.acting() as policy:
@@ -374,17 +395,18 @@ class Trainer:
         """Whether the policy that was rolled out is the first beyond a KL of `checkpoint_at_kl`."""
         grid = self.config["checkpoint_at_kl"]
         passed = sum(seq_kl >= one for one in grid)
+        if self.state.update == 0:  # the SFT itself, at 0 but for rounding
+            return False
         before, self.state.grid = self.state.grid, max(self.state.grid, passed)
-        return passed > before and self.state.update > 0
+        return bool(passed > before)
 
-    def _count(self, samples: Sequence[Sample], prompts: Sequence[Sequence[int]], *, trained: int) -> None:
+    def _count(self, samples: Sequence[Sample], prompts: Sequence[Sequence[int]]) -> None:
         generated = sum(len(one.ids) for one in samples)
         tokens = generated + sum(len(prompt) for prompt in prompts)
         self.log.cost(
             tokens_generated=generated,
-            tokens_trained=tokens * trained,
             reward_queries=len(samples),
-            flops=tokens * (self.models.operations_to_roll_out + trained * self.models.operations_to_train),
+            flops=tokens * self.models.operations_to_roll_out,
         )
 
     # ---- 5. Checkpoint and resume: weights, optimizers, state. Rollouts are seeded by the update's number.
@@ -436,7 +458,7 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
 
     diverged: dict[str, Any] | None = None
     while state.update < config["updates"]:
-        measured = False
+        suspect = True  # the policy that rolls out is no last good checkpoint before its rollout was looked at
         try:
             rollout = trainer.roll_out()
             if state.update == 0:
@@ -445,14 +467,15 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
             found = trainer.advantages(rollout)
             seen = trainer.report(rollout, found)
             trainer.guard(seen)
-            measured = True
+            suspect = False
             if trainer.passed_on_grid(seen["seq_kl"]):
                 keep_checkpoint(kept, state.update, trainer.save_policy)
             values = seen | trainer.optimize(rollout, found)
+            suspect = True  # entropy and the sign of KL are of the policy that rolled out
             trainer.guard(values)
             check_kl_sign(values, state.update + 1)  # after the ratio check, which knows better what is wrong
         except DivergenceError as error:
-            if not measured:  # the policy that was just rolled out is the bad one: it is no last good checkpoint
+            if suspect:
                 forget_checkpoint(kept, state.update)
             last = max((step for step, _ in kept_checkpoints(kept)), default=0)
             diverged = {"reason": error.message, "step": state.update + 1}
@@ -473,14 +496,11 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
         if stop:
             raise StageInterrupted
 
-    if not kept_checkpoints(kept):  # diverged before the first one: the last good policy is the SFT
-        sft = read_policy_set(inputs["sft"]).folder()
-        untouched = load_policy(
-            sft, Placement(dtype=log.resources.dtype), trust_remote_code=config["trust_remote_code"]
-        )
-        keep_checkpoint(kept, 0, lambda folder: save_model(untouched, trainer.tokenizer, folder))
-    listed = publish_checkpoints(kept, out, Placement(dtype=log.resources.dtype), config["trust_remote_code"])
-    write_policy_set(out, listed, facts=trainer.facts, diverged=diverged)
+    placement, trust = Placement(dtype=log.resources.dtype), config["trust_remote_code"]
+    keep_start(kept, read_policy_set(inputs["sft"]).folder(), trainer.tokenizer, placement, trust)
+    listed = publish_checkpoints(kept, out, placement, trust)
+    facts = trainer.facts | {"reference_tensors": trainer.models.reference_tensors()}
+    write_policy_set(out, listed, facts=facts, diverged=diverged)
 
 
 def demonstrations(pairs: Path) -> list[tuple[list[int], list[int]]]:

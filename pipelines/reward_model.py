@@ -12,7 +12,7 @@ from workbench.errors import DivergenceError
 from workbench.evaluation import numerics
 from workbench.lora import REWARD, Lora, add_adapter, base_digest, float32_head, operations_per_token, parametrization
 from workbench.lora_files import save_adapter, save_merged
-from workbench.models import Placement, load_policy, load_reward_model, new_reward_model, trunk_digest
+from workbench.models import Placement, cast_parameters, load_policy, load_reward_model, new_reward_model, trunk_digest
 from workbench.policy_set import Checkpoint, read_policy_set, write_policy_set
 from workbench.sampling import Decoding, sample
 from workbench.scoring import reward_scores
@@ -49,7 +49,7 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     model = new_reward_model(sft.folder(), placement, log.seed, pad_id=pad_id, trust_remote_code=trust)
     lora = Lora.from_config(config.get("lora"))
     if lora is not None:
-        model.base_model.to(placement.torch_dtype)  # exact: the weights were read in this precision
+        cast_parameters(model.base_model, placement.torch_dtype)  # exact: they were read in this precision
         add_adapter(model, lora, REWARD, log.seed)
         float32_head(model.score)
     start = base_digest(model)

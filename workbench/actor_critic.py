@@ -29,6 +29,7 @@ from workbench.lora import (
     REWARD,
     Lora,
     adapter_parameters,
+    adapter_state,
     add_adapter,
     base_digest,
     copy_adapter,
@@ -62,12 +63,14 @@ class ActorCritic:
         facts: Digests of everything loaded, for the certificate.
     """
 
+    reward_model: Any = None  # None under LoRA and with an implicit reward
+    _implicit_reward = False
     _critic_trunk: Any = None  # None: the policy's own, with the critic's adapter if there is one
 
     def __init__(
         self, config: Mapping[str, Any], inputs: Mapping[str, Path], placement: Placement, *, seed: int
     ) -> None:
-        self.config, self.placement = config, placement
+        self.config, self.placement, self._seed = config, placement, seed
         sft = read_policy_set(inputs["sft"])
         self.lora = Lora.from_config(config.get("lora"))
         self.policy = self._load(sft.folder(), trainable=self.lora is None)
@@ -85,7 +88,7 @@ class ActorCritic:
         digest = base_digest(self.policy)
         self.facts |= {
             "sft_tensors": digest,
-            "reference_tensors": digest if self.reference is None else trunk_digest(self.reference),
+            "reference_tensors": self.reference_tensors(),
             "parametrization": parametrization(self.lora),
         }
         if "critic_tensors" not in self.facts:  # a head on the policy's trunk, or adapters on the same base
@@ -109,13 +112,14 @@ class ActorCritic:
             given = load_adapter(self.policy, REWARD, reward.folder() / "adapter")
             if given is None:
                 raise IntegrityError("the reward model's adapter has no head", where=str(reward.folder()))
-            self._reward_head = given.requires_grad_(False)
-            self._reward = self._adapter_score
-            reward_tensors = reward.checkpoint().tensors
             self.head = float32_head(copy.deepcopy(given))
+            self._reward_head = float32_head(given).requires_grad_(False)
+            self._reward = self._adapter_score
+            reward_tensors = tensors_digest(adapter_state(self.policy, REWARD))
             if not self.shares_trunk:
                 add_adapter(self.policy, self.lora, CRITIC, 0)
                 copy_adapter(self.policy, REWARD, CRITIC)
+                self.facts["critic_tensors"] = tensors_digest(adapter_state(self.policy, CRITIC))
         else:
             model = load_reward_model(reward.folder(), self.placement, trust_remote_code=trust)
             self._reward = lambda batch: last_token_scores(model, batch)
@@ -126,7 +130,7 @@ class ActorCritic:
             else:
                 critic = load_reward_model(reward.folder(), self.placement, trust_remote_code=trust, trainable=True)
                 self.critic, self.head, self._critic_trunk = critic, critic.score, critic.base_model
-        self.center = float(reward.facts["center"])
+        self.center = self._value_offset = float(reward.facts["center"])
         self.facts |= {
             "reward_tensors": reward_tensors,
             "reward_trunk_start": reward.facts["sft_tensors"],
@@ -144,13 +148,14 @@ class ActorCritic:
             under_sft = self.reference_logprobs(batch)
             return beta * (response_logprobs(model, batch) - under_sft).sum(1)
 
-        self._reward, self.center = score, 0.0
+        self._reward, self.center, self._value_offset = score, 0.0, 0.0
+        self._implicit_reward = True  # a pass of the DPO policy, and one of the reference at temperature 1
         width = self.policy.get_output_embeddings().weight.shape[1]
         self.head = nn.Linear(width, 1, bias=False, device=self.policy.device)
         nn.init.zeros_(self.head.weight)
         if not self.shares_trunk:
             if self.lora is not None:
-                add_adapter(self.policy, self.lora, CRITIC, 0)
+                add_adapter(self.policy, self.lora, CRITIC, self._seed + 1)
             else:
                 self._critic_trunk = copy.deepcopy(self.policy.base_model)
                 self.facts["critic_tensors"] = tensors_digest(self._critic_trunk.state_dict())
@@ -205,19 +210,19 @@ class ActorCritic:
         """
         if states is None:
             if self._critic_trunk is not None:
-                states = response_states(self._trunks.get("critic") or self._critic_trunk, batch)
+                states = response_states(self._trunks.get("critic", self._critic_trunk), batch)
             else:
                 adapter = None if self.lora is None else POLICY if self.shares_trunk else CRITIC
                 with using(self.policy, adapter):
-                    states = response_states(self._trunks.get("policy") or self.policy.base_model, batch)
+                    states = response_states(self._trunks.get("policy", self.policy.base_model), batch)
         if self.config["critic"] == "detached_head":
             states = states.detach()
         return batch.spread(self.values_of(states))
 
     def values_of(self, states: Tensor) -> Tensor:
-        """(N,) values of (N, H) states, centered as the score is."""
+        """(N,) float32 values, in the score's units and centered as it is, of (N, H) states."""
         values: Tensor = self.head(states.to(self.head.weight.dtype)).squeeze(-1).float()
-        return values - self.center
+        return values - self._value_offset
 
     @property
     def policy_parameters(self) -> list[nn.Parameter]:
@@ -238,14 +243,25 @@ class ActorCritic:
 
     @property
     def operations_to_roll_out(self) -> float:
-        """Floating-point operations a token: sample, reference, reward, and the critic's pass; 2 a parameter."""
-        return 2.0 * parameter_count(self.policy.base_model) * 4
+        """Operations a token, 2 a parameter: sample, reference, reward, and the pass of a critic that has its own."""
+        passes = 3 + self._implicit_reward + (not self.shares_trunk)
+        return 2.0 * parameter_count(self.policy) * passes
+
+    def operations_to_train(self, *, train_policy: bool = True) -> float:
+        """Operations to train policy and critic on a token once; without the policy only the critic learns."""
+        forward = 2.0 * parameter_count(self.policy)
+        policy = operations_per_token(self.policy) if train_policy else forward
+        own = 0.0 if self.shares_trunk else operations_per_token(self._critic_trunk or self.policy)
+        return policy + own
 
     @property
-    def operations_to_train(self) -> float:
-        """Operations to train policy and critic on a token once."""
-        own = 0 if self.shares_trunk else operations_per_token(self._critic_trunk or self.policy)
-        return operations_per_token(self.policy) + own
+    def operations_to_demonstrate(self) -> float:
+        """Operations to train the policy alone on a token once."""
+        return operations_per_token(self.policy)
+
+    def reference_tensors(self) -> str:
+        """Digest of what answers as the reference now: under LoRA the base, which training must not have touched."""
+        return base_digest(self.policy) if self.reference is None else trunk_digest(self.reference)
 
     def check_finite(self, when: str) -> None:
         """Refuses trained weights that hold a NaN or an infinity; waits for the device once.

@@ -162,7 +162,9 @@ def microbatches(lengths: Sequence[int], *, cost_of_pass: int, max_tokens: int |
         for start in range(end - 1, -1, -1):
             padded = sizes[start] * (end - start)
             if max_tokens is not None and padded > max_tokens and end - start > 1:
-                continue
+                break  # rows are sorted: a longer pass only pads more
+            if padded + cost_of_pass >= best[end]:
+                break
             if (cost := best[start] + padded + cost_of_pass) < best[end]:
                 best[end], from_[end] = cost, start
     parts: list[list[int]] = []

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 _ELEMENTS = {"cpu": 2**18, "cuda": 2**26}  # of one chunk of logits: 1 MiB stays in a core's cache; 256 MiB fill a GPU
+_ROWS = 64  # at least: with fewer, reading the head's weight costs more than multiplying by it
 _PLAIN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
@@ -32,7 +33,7 @@ def head_logprobs(
     Returns:
         (N,) float32 nats, and (N,) entropies in nats or None.
     """
-    chunk = max(1, _ELEMENTS.get(hidden.device.type, 2**20) // head.weight.shape[0])
+    chunk = max(_ROWS, _ELEMENTS.get(hidden.device.type, 2**20) // head.weight.shape[0])
     compute: Any = _HeadLogprobs.apply
     logprobs, entropy = compute(hidden, head.weight, head.bias, ids, temperature, with_entropy, chunk)
     return logprobs, entropy if with_entropy else None
@@ -101,5 +102,5 @@ def plain_head(model: Any) -> nn.Linear | None:
             ids = torch.tensor([[1, 2]], device=head.weight.device)
             logits = model(input_ids=ids, use_cache=False).logits
             own = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
-            _PLAIN[model] = bool(torch.allclose(logits.float(), own.float(), rtol=1e-4, atol=1e-4))
+            _PLAIN[model] = bool(torch.equal(logits, own))  # to the bit: a cap far above the logits changes the last
     return head if _PLAIN[model] else None

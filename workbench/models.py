@@ -122,6 +122,12 @@ def _load(kind: Any, folder: Path, placement: Placement, trust_remote_code: bool
     return model
 
 
+def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
+    """Casts the weights alone: buffers, such as the rotary frequencies, stay in the precision that they need."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
 def token_scores(reward_model: Any, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
     """(B, T) float32: the head's output at every position; at the last real token it is the score."""
     hidden = reward_model.base_model(

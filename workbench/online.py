@@ -24,12 +24,10 @@ from workbench.models import (
     load_policy,
     load_reward_model,
     parameter_count,
-    save_model,
     trunk_digest,
 )
 from workbench.policy_set import (
-    keep_checkpoint,
-    kept_checkpoints,
+    keep_start,
     publish_checkpoints,
     read_policy_set,
     write_policy_set,
@@ -41,6 +39,7 @@ from workbench.rollouts import (
     guard,
     prompt_rows,
     rollout_figures,
+    rollout_seed,
 )
 from workbench.sampling import Decoding, Sample, sample
 from workbench.scoring import last_token_scores
@@ -66,6 +65,7 @@ class OnlineArm:
         placement = Placement(device=log.resources.device, dtype=log.resources.dtype)
         trust = config["trust_remote_code"]
         sft, reward = read_policy_set(inputs["sft"]), read_policy_set(inputs["reward_model"])
+        self.sft = sft.folder()
         self.tokenizer = load_tokenizer(sft.folder(), trust_remote_code=trust)
         self.pad_id = int(self.tokenizer.pad_token_id)
         lora = Lora.from_config(config.get("lora"))
@@ -122,7 +122,7 @@ class OnlineArm:
         policy.eval()
         self.samples = sample(
             policy, prompts, self.decoding, pad_id=self.pad_id, batch_size=len(prompts),
-            seed=self.log.seed + 7919 * (update + 1),
+            seed=rollout_seed(self.log.seed, update),
         )  # fmt: skip
         policy.train(training)
         return [one.ids for one in self.samples]
@@ -183,8 +183,7 @@ class OnlineArm:
 
     def publish(self, kept: Path, out: Path, diverged: Mapping[str, Any] | None) -> None:
         """Writes the policy set from the checkpoints in `kept`; without one the last good policy is the SFT."""
-        if not kept_checkpoints(kept):
-            keep_checkpoint(kept, 0, lambda folder: save_model(self.reference, self.tokenizer, folder))
-        placement = Placement(dtype=self.log.resources.dtype)
-        listed = publish_checkpoints(kept, out, placement, self.config["trust_remote_code"])
+        placement, trust = Placement(dtype=self.log.resources.dtype), self.config["trust_remote_code"]
+        keep_start(kept, self.sft, self.tokenizer, placement, trust)
+        listed = publish_checkpoints(kept, out, placement, trust)
         write_policy_set(out, listed, facts=self.facts, diverged=diverged)

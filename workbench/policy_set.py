@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import IntegrityError
-from workbench.models import Placement, load_policy, trunk_digest
+from workbench.models import Placement, load_policy, save_model, trunk_digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +106,13 @@ def forget_checkpoint(kept: Path, step: int) -> None:
 def kept_checkpoints(kept: Path) -> list[tuple[int, Path]]:
     """(step, folder) of what `keep_checkpoint` wrote, by step."""
     return [(int(folder.name.removeprefix("step-")), folder) for folder in sorted(kept.glob("step-*"))]
+
+
+def keep_start(kept: Path, sft: Path, tokenizer: Any, placement: Placement, trust_remote_code: bool) -> None:
+    """Keeps the SFT as step 0 if nothing was kept: the last good policy of a run that diverged at once."""
+    if not kept_checkpoints(kept):
+        policy = load_policy(sft, placement, trust_remote_code=trust_remote_code)
+        keep_checkpoint(kept, 0, lambda folder: save_model(policy, tokenizer, folder))
 
 
 def publish_checkpoints(kept: Path, out: Path, placement: Placement, trust_remote_code: bool) -> list[Checkpoint]:

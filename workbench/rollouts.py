@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from workbench import objectives
-from workbench.errors import DivergenceError
+from workbench.errors import DivergenceError, IntegrityError
+
+RATIO_TOLERANCE = 1e-3  # cached and full forward passes differ in the last bits
 
 
 def prompt_rows(available: int, update: int, size: int, seed: int) -> list[int]:
@@ -24,6 +26,25 @@ def prompt_rows(available: int, update: int, size: int, seed: int) -> list[int]:
         rows.extend(taken)
         position += len(taken)
     return rows
+
+
+def rollout_seed(seed: int, update: int) -> int:
+    """Of the samples of update `update`, so that resuming needs no state."""
+    return seed + 7919 * (update + 1)
+
+
+def check_ratio(largest_log_ratio: float, dtype: str) -> None:
+    """Refuses a first minibatch whose ratio to the rollout is not 1: only float32 can tell rounding from a fault.
+
+    Raises:
+        IntegrityError: It is off by more than RATIO_TOLERANCE.
+    """
+    if dtype == "float32" and largest_log_ratio > RATIO_TOLERANCE:
+        raise IntegrityError(
+            f"the ratio of the first minibatch is off 1 by {largest_log_ratio:.2e}; the model has other "
+            "log-probabilities with a cache than without: its positions or masks are wrong for sampling and training "
+            "alike"
+        )
 
 
 def apply_eos_rule(score: Tensor, finished: Tensor, rule: str, penalty: float) -> Tensor:

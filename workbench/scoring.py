@@ -47,7 +47,7 @@ def token_figures(
     """
     head = plain_head(model)
     if head is not None:
-        states = response_states(trunk or model.base_model, batch)
+        states = response_states(model.base_model if trunk is None else trunk, batch)
         return TokenFigures(*head_logprobs(states, head, batch.tokens, temperature, with_entropy=with_entropy), states)
     states, logits = _states_and_logits(model, batch)
     entropy = token_entropy(logits.detach(), temperature) if with_entropy else None

@@ -79,7 +79,7 @@ def test_ratio_is_1_and_kl_0_at_step_0(world: World, tmp_path: Path, temperature
     seen = one.report(rollout, found)
     assert seen["seq_kl"] == pytest.approx(0, abs=1e-4)
     assert seen["seq_kl_k3"] == pytest.approx(0, abs=1e-6)
-    stats = one.minibatch(rollout, found, range(16), check_ratio=True)
+    stats = one.minibatch(rollout, found, range(16), first=True)
     assert stats["ratio"] == pytest.approx(1, abs=1e-5)
     assert stats["approx_kl"] == pytest.approx(0, abs=1e-8)
     assert stats["clip_fraction"] == 0
@@ -116,7 +116,7 @@ def test_policy_reference_and_new_logits_are_divided_by_the_temperature(
         return found
 
     monkeypatch.setattr(one.models, "figures", spy)
-    one.minibatch(rollout, one.advantages(rollout), range(16), check_ratio=True)
+    one.minibatch(rollout, one.advantages(rollout), range(16), first=True)
     assert new
     assert all(new)
 
@@ -326,10 +326,10 @@ def test_epochs_times_minibatches_steps_see_every_row_once_per_epoch(
     rows: list[int] = []
     step = ppo.Trainer.minibatch
 
-    def spy(self: ppo.Trainer, rollout: Any, found: Any, index: Any, *, check_ratio: bool) -> dict[str, float]:
-        assert check_ratio == (not rows)
+    def spy(self: ppo.Trainer, rollout: Any, found: Any, index: Any, *, first: bool) -> dict[str, float]:
+        assert first == (not rows)
         rows.extend(index)
-        return step(self, rollout, found, index, check_ratio=check_ratio)
+        return step(self, rollout, found, index, first=first)
 
     monkeypatch.setattr(ppo.Trainer, "minibatch", spy)
     rollout = one.roll_out()
