@@ -11,7 +11,6 @@ import torch
 
 from pipelines import ppo
 from tests.ml_helpers import (
-    PAD,
     Killed,
     Log,
     World,
@@ -25,10 +24,8 @@ from tests.ml_helpers import (
 from workbench import actor_critic, objectives
 from workbench.errors import DivergenceError, IntegrityError, StageInterrupted
 from workbench.models import load_reward_model, save_model, trunk_digest
-from workbench.packed import read_packed_prompts
 from workbench.policy_set import read_policy_set
 from workbench.rollouts import check_kl_sign
-from workbench.scoring import reward_scores
 
 
 @pytest.fixture(scope="module")
@@ -252,39 +249,3 @@ def test_a_checkpoint_of_another_model_is_refused(world: World, tmp_path: Path) 
     save_file(state, folder / "trained.safetensors")
     with pytest.raises(IntegrityError, match="another kind of critic"):
         one.load(folder)
-
-
-# ------------------------------------------------------------------------------------------- does it do its job?
-
-
-def test_a_bandit_moves_to_the_known_optimum(tmp_path: Path) -> None:
-    """Responses of one token: the optimum of E[r] - kl_coef KL is pi_ref exp(r / kl_coef), in closed form."""
-    world = build_world(tmp_path, train=1, head_scale=1.0)
-    (row,) = [row for row in read_packed_prompts(world.prompts) if row["split"] == "train"]
-    vocabulary = len(world.tokenizer)
-    policy = policy_of(world.model)
-    reward_model = load_reward_model(world.reward_model / "checkpoints" / "last", ppo.Placement())
-    prompt = torch.tensor([row["ids"]])
-    reference = torch.log_softmax(policy(input_ids=prompt).logits[0, -1].double(), -1)
-    scores = reward_scores(reward_model, [row["ids"]] * vocabulary, [[i] for i in range(vocabulary)], pad_id=PAD)
-    reward, coef = torch.tensor(scores, dtype=torch.float64), 0.5
-    log_partition = torch.logsumexp(reference + reward / coef, -1)
-    optimum = reference + reward / coef - log_partition
-
-    config = ppo_config(
-        updates=20, critic_warmup_updates=2, batch_size=256, minibatches=2, epochs=2, learning_rate=1e-2,
-        kl_coef=coef, checkpoint_every_updates=20,
-    ) | {"max_response_tokens": 1}  # fmt: skip
-    out = world.out("ppo")
-    ppo.run(config, ppo_inputs(world), out, Log(tmp_path / "work"))
-    trained = policy_of(read_policy_set(out).folder())
-    found = torch.log_softmax(trained(input_ids=prompt).logits[0, -1].double(), -1)
-
-    def objective(logprobs: torch.Tensor) -> float:
-        return float((logprobs.exp() * (reward - coef * (logprobs - reference))).sum())
-
-    best = float(coef * log_partition)
-    assert objective(optimum) == pytest.approx(best, abs=1e-6)
-    gap_before, gap_after = best - objective(reference), best - objective(found)
-    assert gap_before > 0.05, "there is something to gain"
-    assert 0 <= gap_after < 0.2 * gap_before
