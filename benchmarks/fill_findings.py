@@ -122,8 +122,6 @@ def decomposition(results: Any) -> str:
             rows.append([what, where, f"{gap['a']} less {gap['b']}", _estimate(gap["total"])])
             if gap.get("relabeling"):
                 rows.append([what, where, "of which relabeling", _estimate(gap["relabeling"])])
-            if gap.get("relabeling"):
-                rows.append([what, where, "of which relabeling", _estimate(gap["relabeling"])])
             for split in gap["splits"]:
                 rows += [
                     [what, where, f"of which {part}, {split['order']}", _estimate(split[part])]

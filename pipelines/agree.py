@@ -30,17 +30,19 @@ from pipelines.agree_inputs import (
 from pipelines.sources import conversational, local_data
 from workbench.device import device_kind
 from workbench.errors import ConfigError
+from workbench.measure_disagreements import LISTED, largest_disagreements
 from workbench.metrics.agreement_sets import agreement_of_pairs, agreement_of_samples
-from workbench.metrics.pair_margins import PairMargins
-from workbench.results_agreement import Agreement
+from workbench.metrics.pair_margins import PairMargins, pairs_of_samples, pairs_within
+from workbench.results_agreement import Agreement, Disagreement
 
 PAIRS, BY_POLICY, BY_REFERENCE = "pairs", "on_policy/policy", "on_policy/reference"
 PROGRESS_EVERY_S = 5.0
+Asked = tuple[Sequence[list[int]], Sequence[list[int]]]
 Scored = dict[str, np.ndarray]
 
 
 def agree(request: Request, home: Path, say: Say) -> dict[str, Any]:
-    """Measures and returns {"schema", "sets": {name: Agreement}}.
+    """Measures and returns {"schema", "sets": {name: Agreement}, "disagreements": [Disagreement]}.
 
     Raises:
         ConfigError, DataError, ResourceError: Something is wrong with what was given.
@@ -66,11 +68,15 @@ def agree(request: Request, home: Path, say: Say) -> dict[str, Any]:
         packed = pack(pairs, prompts, folders["policy"], request, Path(scratch), say)
 
     # ---- 3. Sample and score; models come and go one at a time where they can.
-    scored = score_all(packed, folders, request, device, say)
+    asked, scored = score_all(packed, folders, request, device, say)
 
     # ---- 4. Compare.
     sets = compare(packed, scored, request)
-    return {"schema": 1, "sets": {name: one.model_dump(mode="json") for name, one in sets.items()}}
+    return {
+        "schema": 1,
+        "sets": {name: one.model_dump(mode="json") for name, one in sets.items()},
+        "disagreements": disagreements(packed, asked, scored, request, tokenizer or _tokenizer(folders["policy"])),
+    }
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -82,8 +88,10 @@ def _tokenizer(folder: Path) -> Any:
 # ------------------------------------------------------------------------------------------ models
 
 
-def score_all(packed: Packed, folders: dict[str, Path], request: Request, device: str, say: Say) -> dict[str, Scored]:
-    """Columns by set: for pairs "chosen/…" and "rejected/…", for samples "…": policy, reference, explicit, tokens."""
+def score_all(
+    packed: Packed, folders: dict[str, Path], request: Request, device: str, say: Say
+) -> tuple[dict[str, Asked], dict[str, Scored]]:
+    """Ids (prompts, responses) and columns by set, the pairs' sides apart: policy, reference, explicit, tokens."""
     from transformers.utils.logging import disable_progress_bar
 
     from workbench.evaluation import check_finite
@@ -98,7 +106,7 @@ def score_all(packed: Packed, folders: dict[str, Path], request: Request, device
     if trunk_digest(policy) == trunk_digest(reference):
         message = "policy and reference are the same weights, so the implicit reward is 0 everywhere"
         raise ConfigError(f"{message}; give the policy that was trained from this reference", where="--policy")
-    asked: dict[str, tuple[Sequence[list[int]], Sequence[list[int]]]] = {}
+    asked: dict[str, Asked] = {}
     if packed.prompts:
         asked |= {"chosen": (packed.prompts, packed.chosen), "rejected": (packed.prompts, packed.rejected)}
     if request.samples:
@@ -123,7 +131,7 @@ def score_all(packed: Packed, folders: dict[str, Path], request: Request, device
         check_finite({f"reward model on {name}": values})
         found[name]["explicit"] = np.array(values)
         found[name]["tokens"] = np.array([float(len(one)) for one in responses])
-    return found
+    return asked, found
 
 
 def _progress(say: Say, what: str, total: int) -> Callable[[int], None]:
@@ -156,7 +164,6 @@ def compare(packed: Packed, scored: dict[str, Scored], request: Request) -> dict
             truth_kind="label",
             tokens=one["tokens"] - other["tokens"],
             mean_tokens=(one["tokens"] + other["tokens"]) / 2,
-            mean_kl=(_log_ratio(one) + _log_ratio(other)) / 2,
             per_token=_per_token(one, request) - _per_token(other, request),
         )
         found[PAIRS] = agreement_of_pairs(pairs, np.random.default_rng([request.seed, 1]))
@@ -170,8 +177,54 @@ def compare(packed: Packed, scored: dict[str, Scored], request: Request) -> dict
                 names,
                 np.random.default_rng([request.seed, 2]),
                 tokens=one["tokens"],
-                kl=_log_ratio(one),
+                kl=_log_ratio(one) if name == BY_POLICY else None,  # of texts it did not write, no KL
             )
+    return found
+
+
+def disagreements(
+    packed: Packed, asked: dict[str, Asked], scored: dict[str, Scored], request: Request, tokenizer: Any
+) -> list[dict[str, Any]]:
+    """The largest disagreements of every set, with their texts, special tokens left out."""
+    found = []
+
+    def told(name: str, pairs: PairMargins, texts: Callable[[int], tuple[list[int], list[int], list[int]]]) -> None:
+        for row, size in largest_disagreements(pairs, LISTED):
+            prompt, *both = (tokenizer.decode(ids, skip_special_tokens=True) for ids in texts(row))
+            explicit, implicit = both if pairs.explicit[row] > 0 else both[::-1]
+            one = Disagreement(
+                set=name,
+                seed=request.seed,
+                prompt_id=str(pairs.prompts[row]),
+                prompt=prompt,
+                explicit_prefers=explicit,
+                implicit_prefers=implicit,
+                explicit_margin=abs(float(pairs.explicit[row])),
+                implicit_margin=abs(float(pairs.implicit[row])),
+                gold_margin=None,
+                size=size,
+            )
+            found.append(one.model_dump(mode="json"))
+
+    if "chosen" in scored:
+        (prompts, chosen), (_, rejected) = asked["chosen"], asked["rejected"]
+        implicit = _implicit(scored["chosen"], request) - _implicit(scored["rejected"], request)
+        explicit = scored["chosen"]["explicit"] - scored["rejected"]["explicit"]
+        pairs = PairMargins(implicit=implicit, explicit=explicit, prompts=packed.pair_prompts)
+        told(PAIRS, pairs, lambda row: (prompts[row], chosen[row], rejected[row]))
+    names = [row["prompt_id"] for row in packed.sampled for _ in range(request.samples)]
+    for name in (BY_POLICY, BY_REFERENCE):
+        if name in scored:
+            given, drawn = asked[name]
+            first, second, _ = pairs_within(names, None)
+            samples = pairs_of_samples(_implicit(scored[name], request), scored[name]["explicit"], names)
+
+            def texts(
+                row: int, given: Any = given, drawn: Any = drawn, first: Any = first, second: Any = second
+            ) -> tuple[list[int], list[int], list[int]]:
+                return given[first[row]], drawn[first[row]], drawn[second[row]]
+
+            told(name, samples, texts)
     return found
 
 

@@ -24,6 +24,7 @@ from workbench.metrics.annotator_wins import (
     minority_of,
     p_prefers,
 )
+from workbench.metrics.contrast import Sample, difference_of_means
 from workbench.metrics.estimates import (
     Array,
     ClusterMean,
@@ -32,6 +33,7 @@ from workbench.metrics.estimates import (
     interval_of_mean,
     mean_by_cluster,
 )
+from workbench.report.wording import interval
 from workbench.results_annotators import Annotators
 from workbench.results_base import Compared, E
 
@@ -55,18 +57,41 @@ class AnnotatorMeasure:
     @cached_property
     def summary(self) -> Annotators:
         """Who the annotators are to each other."""
-        found = self._expected_agreement() if self.people else self._labeled_agreement()
+        found = list(self._expected_agreement() if self.people else self._labeled_agreement())
         agreement = {name: E.of(mean_by_cluster(*zip(*rows, strict=True), proportion=True)) for name, rows in found}
-        minority = minority_of({name: one.value for name, one in agreement.items()})
+        minority, level = self._told_apart(
+            minority_of({name: one.value for name, one in agreement.items()}), dict(found)
+        )
         kind, reason = ("expected_win_rate" if self.people else "label_agreement"), None
         if not self.people and not self._labels:
             return Annotators(kind=None, reason=NO_LABELS)
-        if not minority:
+        if level is not None:
+            reason = level
+        elif not minority:
             several = f"{len(agreement)} of the annotators can be compared with others on one pair"
             reason = f"{several}; a minority needs at least {FEWEST}"
         return Annotators.model_validate(
             {"kind": kind, "leave_one_out": agreement, "minority": minority, "reason": reason}
         )
+
+    def _told_apart(
+        self, minority: list[str], rows: Mapping[str, list[tuple[float, str]]]
+    ) -> tuple[list[str], str | None]:
+        """The minority, or none with the reason: its most agreeing member agrees no less than the next annotator."""
+        if not minority:
+            return [], None
+        means = {name: float(np.nanmean([value for value, _ in own])) for name, own in rows.items()}
+        last = max(minority, key=lambda name: means[name])
+        following = min((name for name in means if name not in minority), key=lambda name: means[name])
+        sides = [
+            Sample(values=np.array([value for value, _ in rows[name]]), prompts=[prompt for _, prompt in rows[name]])
+            for name in (following, last)
+        ]
+        gap = difference_of_means(sides[0], sides[1], (-1.0, 1.0))
+        if gap.low is not None and gap.low > 0:
+            return minority, None
+        shown = f"{interval({'value': gap.value, 'low': gap.low, 'high': gap.high})}"
+        return [], f"{last} agrees least, but not beyond noise: {following} agrees more by {shown}"
 
     def arms(self) -> dict[str, dict[str, Any]]:
         """The fields of every arm, as plain JSON."""

@@ -70,11 +70,13 @@ def _wins(verdicts: Verdicts, judge: str, label: str, runs: list[ArmRun]) -> Tab
 def _paired(
     made: Design, tables: Mapping[str, Table], caveats: list[str], told: dict[str, Any], *, proportion: bool = False
 ) -> Decomposition:
-    """Contrasts within prompts and run seeds; where one of the arms is unscored, the contrast is."""
+    """Contrasts within prompts and run seeds, all on the places where every arm is scored: so splits add up."""
     places = list(dict.fromkeys(place for table in tables.values() for place in table))
     prompts, seeds = [prompt for prompt, _ in places], [seed for _, seed in places]
     labels = seeds if len(set(seeds)) > 1 else None
     columns = {label: np.array([table.get(place, math.nan) for place in places]) for label, table in tables.items()}
+    unscored = np.isnan(np.stack(list(columns.values()))).any(axis=0)
+    columns = {label: np.where(unscored, math.nan, column) for label, column in columns.items()}
 
     def contrast(weights: Weights) -> Compared:
         values: Array = np.sum([weight * columns[label] for label, weight in weights.items()], axis=0)

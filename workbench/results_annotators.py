@@ -21,6 +21,7 @@ class Annotators(Model):
         default_factory=dict, description="Agreement of each with the majority of the others on held-out pairs"
     )
     minority: list[str] = Field(
-        default_factory=list, description="The least agreeing fifth, at least one; empty where it cannot be told"
+        default_factory=list,
+        description="The least agreeing fifth, at least one; empty where it cannot be told from the next one",
     )
     reason: str | None = Field(default=None, description="Why there is no kind or no minority")

@@ -106,7 +106,7 @@ def margins_by_hand(files: Files, beta: float, per_token: bool = False) -> tuple
 @pytest.mark.parametrize("per_token", [False, True])
 def test_figures_are_those_of_a_computation_by_hand(files: Files, per_token: bool) -> None:
     found = json.loads(call(*files.words, "--beta", 0.5, "--json", *(["--per-token"] if per_token else [])).stdout)
-    assert found.keys() == {"schema", "sets"}
+    assert found.keys() == {"schema", "sets", "disagreements"}
     assert found["sets"].keys() == {"pairs"}
     one = Agreement.model_validate(found["sets"]["pairs"])
     implicit, explicit = margins_by_hand(files, 0.5, per_token)
@@ -142,8 +142,27 @@ def test_samples_are_compared_too_and_seeded(files: Files) -> None:
     assert (one.truth, one.implicit_accuracy, one.kappa) == (None, None, None)
     assert one.spearman_within_prompt is not None
     assert len(one.by_kl) == 3
+    # The log-ratio of a text that the policy did not write is no KL of it.
+    assert found["pairs"]["by_kl"] == found["on_policy/reference"]["by_kl"] == []
     assert json.loads(call(*words).stdout)["sets"] == found
     assert json.loads(call(*words, "--seed", 1).stdout)["sets"]["on_policy/policy"] != found["on_policy/policy"]
+
+
+def test_disagreements_come_with_their_texts(files: Files) -> None:
+    words = (*files.words, "--samples", 3, "--max-response-tokens", 6, "--limit", 30, "--json")
+    found = json.loads(call(*words).stdout)["disagreements"]
+    implicit, explicit = (values[:30] for values in margins_by_hand(files, 0.1))
+    listed = [one for one in found if one["set"] == "pairs"]
+    assert len(listed) == min(20, int(((implicit > 0) != (explicit > 0)).sum()))
+    sizes = [one["size"] for one in listed]
+    assert sizes == sorted(sizes, reverse=True)
+    for one in listed:
+        row = next(i for i, given in enumerate(files.rows[:30]) if given["prompt"] == one["prompt"])
+        sides = [files.rows[row]["chosen"], files.rows[row]["rejected"]]
+        assert [one["explicit_prefers"], one["implicit_prefers"]] == (sides if explicit[row] > 0 else sides[::-1])
+        assert one["explicit_margin"] == pytest.approx(abs(explicit[row]), rel=1e-3)
+        assert one["implicit_margin"] == pytest.approx(abs(implicit[row]), rel=1e-3)
+    assert {one["set"] for one in found} == {"pairs", "on_policy/policy", "on_policy/reference"}
 
 
 def test_prompts_alone_are_enough_with_samples(files: Files, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,20 @@ def test_buckets_hold_every_pair_once_and_closer_pairs_are_harder() -> None:
     accuracies = [bucket.implicit_accuracy.value for bucket in found if bucket.implicit_accuracy is not None]
     assert accuracies == sorted(accuracies)
     assert accuracies[-1] - accuracies[0] > 0.25
+
+
+def test_many_pairs_of_few_prompts_are_refused() -> None:
+    """Pairs of one prompt are one cluster."""
+    pairs = pair_world(280)
+    assert pairs.gold is not None
+    edges = quantile_edges(np.abs(pairs.gold), 2)
+    for prompts, told in ((7, False), (8, True)):
+        few = replace(pairs, prompts=[row % prompts for row in range(280)])
+        assert all((one.agreement.value is not None) == told for one in bucketed(few, np.abs(pairs.gold), edges))
+        found = standardized(few, pairs, "all", buckets=2)
+        assert found is not None
+        assert (found.agreement.value is not None) == told
+        assert told or "7 prompts" in found.agreement.method
 
 
 def test_small_buckets_and_constant_values_are_refused() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
+from workbench.measure_crossed import _paired
 from workbench.metrics.crossed import Design, Weights, decompose, design, effect_weights, gap_weights
 from workbench.report import crossed as report
 from workbench.results_base import Compared, E
@@ -89,6 +91,29 @@ def test_with_interaction_every_split_still_adds_up_and_the_last_is_the_mean() -
     assert found["optimizer first"] == (2.0, 1.5)
     assert found["mean of both"] == (3.0, 0.5)
     assert all(sum(split) == pytest.approx(3.5) for split in found.values())  # type: ignore[arg-type]
+
+
+def test_splits_add_up_where_arms_lack_scores_on_different_prompts() -> None:
+    """One set of prompts for every contrast; the rest is counted."""
+    found = made()
+    assert found is not None
+    rng = np.random.default_rng(0)
+    tables = {label: {(f"p{row}", 0): float(rng.normal()) for row in range(30)} for label in found.labels}
+    for row, label in enumerate(found.labels):
+        del tables[label][f"p{row}", 0]
+    one = _paired(
+        found, tables, [], {"measure": "gold_reward", "at": "selected", "explicit": "main", "implicit": "dpo"}
+    )
+    assert one.gap is not None
+    lost = len(found.labels)
+    assert (one.gap.total.n, one.gap.total.n_unscored) == (30 - lost, lost)
+    extra = 0.0 if one.gap.relabeling is None else one.gap.relabeling.value or 0.0
+    for split in one.gap.splits:
+        total = (split.reward.value or 0.0) + (split.optimizer.value or 0.0) + extra
+        assert total == pytest.approx(one.gap.total.value)
+    values = {cell.arm: cell.value.value or 0.0 for cell in one.cells}
+    effect = next(row for row in one.effects if row.name == "explicit over implicit, ppo")
+    assert effect.difference.value == pytest.approx(values["ppo"] - values["ppo-i"])
 
 
 def test_effects_are_what_the_table_says() -> None:

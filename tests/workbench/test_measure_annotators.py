@@ -43,7 +43,7 @@ def scope(tmp_path: Path, labels: list[dict[str, bool]], margins: dict[str, list
 
 def test_each_reward_against_each_annotator(tmp_path: Path) -> None:
     labels = [{"ann": True, "bob": True, "cyd": False}] * 8 + [{"ann": True, "bob": False, "cyd": False}] * 2
-    found = scope(tmp_path, labels, {"proxy/main": [1.0] * 9 + [0.0], "implicit/dpo": [-1.0] * 10})
+    found = scope(tmp_path, labels * 2, {"proxy/main": ([1.0] * 9 + [0.0]) * 2, "implicit/dpo": [-1.0] * 20})
     measure = AnnotatorMeasure(found, None)
     assert measure.summary.kind == "label_agreement"
     agreed = {name: one.value for name, one in measure.summary.leave_one_out.items()}
@@ -56,11 +56,11 @@ def test_each_reward_against_each_annotator(tmp_path: Path) -> None:
     assert ppo["ann"]["value"] == pytest.approx(0.95)  # the tie counts half
     assert ppo["bob"]["value"] == pytest.approx((8 + 0.5) / 10)
     assert ppo["cyd"]["value"] == pytest.approx(0.5 / 10)
-    assert ppo["ann"]["n"] == 10
+    assert ppo["ann"]["n"] == 20
     assert arms["dpo"]["by_annotator"]["cyd"]["value"] == pytest.approx(1)
     assert "minority_win_rate" not in arms["ppo"]  # no win rate is known
     missing = arms["dpo-0.1"]["by_annotator"]["ann"]
-    assert (missing["value"], missing["n_unscored"]) == (None, 20)
+    assert (missing["value"], missing["n_unscored"]) == (None, 40)
     assert "was not asked" in missing["method"]
 
 
@@ -68,6 +68,17 @@ def test_without_names_nothing_is_known(tmp_path: Path) -> None:
     measure = AnnotatorMeasure(scope(tmp_path, [{}] * 3, {"proxy/main": [1.0] * 3}), None)
     assert measure.summary == Annotators(kind=None, reason=NO_LABELS)
     assert measure.arms()["ppo"] == {}
+
+
+def test_level_annotators_have_no_minority(tmp_path: Path) -> None:
+    """Somebody always agrees least; who cannot be told from the next one is no minority."""
+    names = ("ann", "bob", "cyd")
+    labels = [{name: name != names[row % 3] for name in names} for row in range(20)]
+    summary = AnnotatorMeasure(scope(tmp_path, labels, {"proxy/main": [1.0] * 20}), None).summary
+    assert summary.minority == []
+    assert "agrees least, but not beyond noise" in str(summary.reason)
+    arms = AnnotatorMeasure(scope(tmp_path, labels, {"proxy/main": [1.0] * 20}), None).arms()
+    assert arms["ppo"]["by_annotator"].keys() == set(names)
 
 
 def test_one_label_a_pair_has_no_minority(tmp_path: Path) -> None:

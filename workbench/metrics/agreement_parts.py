@@ -20,6 +20,7 @@ from workbench.results_base import E
 from workbench.types import Estimate
 
 MIN_PAIRS = 20
+MIN_PROMPTS = 8  # pairs of one prompt are one cluster: fewer make no interval
 GAP_BUCKETS = 4
 
 
@@ -41,7 +42,7 @@ def bucketed(pairs: PairMargins, by: Array | None, edges: Array) -> list[Bucket]
         edges: Inner edges, rising; a value at an edge is in the bucket above it.
 
     Returns:
-        One more bucket than edges; empty without edges. Below 20 pairs a bucket's figures are null.
+        One more bucket than edges; empty without edges. Below 20 pairs or 8 prompts a bucket's figures are null.
     """
     if by is None or not len(edges):
         return []
@@ -72,8 +73,10 @@ def _shares(pairs: PairMargins) -> dict[str, Array]:
 
 
 def _share(pairs: PairMargins, values: Array) -> E:
-    if len(pairs) < MIN_PAIRS:
-        return _none(len(set(pairs.prompts)), f"undefined: {len(pairs)} pairs, a bucket needs {MIN_PAIRS}")
+    prompts = len(set(pairs.prompts))
+    if len(pairs) < MIN_PAIRS or prompts < MIN_PROMPTS:
+        found = f"{len(pairs)} pairs of {prompts} prompts"
+        return _none(prompts, f"undefined: {found}, a bucket needs {MIN_PAIRS} of {MIN_PROMPTS}")
     return E.of(mean_by_cluster(values, list(pairs.prompts), None, pairs.seeds, proportion=True))
 
 
@@ -87,7 +90,8 @@ def standardized(
     """Agreement and accuracies with the buckets of |gold margin| weighted as in the reference set.
 
     The weights are taken as known: the figures are about this set of pairs made as far apart as those, not about a
-    population of reference sets. Refused where a bucket that the reference has holds fewer than 20 pairs here.
+    population of reference sets. Refused where a bucket that the reference has holds fewer than 20 pairs, or pairs of
+    fewer than 8 prompts, here.
 
     Args:
         pairs, reference: Both with gold.
@@ -121,6 +125,9 @@ def _weighted(values: Array, pairs: PairMargins, edges: Array, target: Array, na
     if counts[target > 0].min(initial=MIN_PAIRS) < MIN_PAIRS:
         thin = int(counts[target > 0].argmin())
         return _none(n, f"undefined: {int(counts[target > 0][thin])} pairs are as far apart as a part of {name}'s")
+    each = [len({kept.prompts[row] for row in np.flatnonzero(place == bucket).tolist()}) for bucket in range(len(target))]
+    if (fewest := min((one for one, share in zip(each, target, strict=True) if share > 0), default=0)) < MIN_PROMPTS:
+        return _none(n, f"undefined: pairs of {fewest} prompts are as far apart as a part of {name}'s")
     means = np.bincount(place, weights=y, minlength=len(target)) / np.maximum(counts, 1)
     total = float(target @ means)
     # What varies is the mean of each bucket: a value counts by how far it is from its own bucket's.

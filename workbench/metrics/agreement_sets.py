@@ -38,7 +38,7 @@ def agreement_of_samples(
     rng: np.random.Generator,
     *,
     tokens: Values,
-    kl: Values,
+    kl: Values | None = None,
 ) -> Agreement:
     """All pairs of samples of the same prompt, without a truth: agreement, rank correlations, buckets.
 
@@ -46,7 +46,7 @@ def agreement_of_samples(
         implicit, explicit: (N,) rewards, nats.
         prompts: (N,) prompt of each sample.
         tokens: (N,) length of each response.
-        kl: (N,) log-ratio of each response, nats.
+        kl: (N,) log-ratio of each response, nats; only for the policy's own samples, whose mean it makes a KL.
     """
     found = agreement_on_samples(implicit, explicit, prompts, rng)
     pairs = pairs_of_samples(implicit, explicit, prompts, tokens=tokens, kl=kl)
