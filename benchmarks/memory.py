@@ -210,6 +210,8 @@ def main() -> None:
     elif given.inside:
         found = measure(given.root, given.inside, given.scratch, count=given.count, trl=given.against_trl)
         print(json.dumps(found))
+    elif given.against_trl and given.dtype != "float32":
+        parser.error("TRL 1.12 is measured in float32; leave --against-trl out with another --dtype")
     elif given.batch % 2 or given.updates < 2:
         parser.error("expected an even --batch (DPO takes half as many pairs) and at least 2 --updates")
     else:

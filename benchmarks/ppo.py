@@ -153,7 +153,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             one["episodes_per_s_over_trl"] = {
                 clock: found[TRL][f"{clock}_s"]["update"] / one[f"{clock}_s"]["update"] for clock in ("wall", "cpu")
             }
-    return {"cases": found, "matrix_rate_flops": rates}
+    return {"cases": found, "matrix_rate_flops": rates, "pass_cost": pass_cost(options)}
 
 
 def summary(runs: list[dict[str, Any]], batch: int) -> dict[str, Any]:
@@ -200,7 +200,10 @@ def floor_operations(options: argparse.Namespace) -> dict[str, float]:
 
 
 def matrix_rate(options: argparse.Namespace) -> float:
-    """Best operations a CPU second, all threads together, of the model's widest layer on one minibatch's tokens."""
+    """Most operations a second of the clock, of the model's widest layer on one minibatch's tokens.
+
+    The best of many tries: a neighbor on the machine can only lower it, which would raise the floor.
+    """
     import torch
 
     config, length, _ = shape(options)
@@ -215,6 +218,32 @@ def matrix_rate(options: argparse.Namespace) -> float:
             a @ b
         best = min(best, (now()[0] - start) / 5)
     return 2.0 * a.numel() * b.shape[1] / best
+
+
+def pass_cost(options: argparse.Namespace) -> dict[str, float]:
+    """What a forward and backward pass of the trunk costs besides its tokens: a line fitted to passes of several sizes.
+
+    Returns:
+        "s_per_token" and "tokens": the intercept over the slope, which `pipelines.ppo.PASS_TOKENS` rounds.
+    """
+    import numpy as np
+    import torch
+
+    from workbench.models import Placement, load_policy
+
+    torch.set_num_threads(options.threads)
+    trunk = load_policy(options.model, Placement(device=options.device), trainable=True).base_model
+    sizes, best = [(1, 16), (2, 24), (4, 32), (8, 48), (16, 58)], []
+    for rows, length in sizes:
+        ids = torch.randint(3, trunk.config.vocab_size, (rows, length), device=options.device)
+        spent = []
+        for _ in range(12):
+            start = now()
+            trunk(input_ids=ids, use_cache=False).last_hidden_state.square().mean().backward()
+            spent.append(now()[1] - start[1])
+        best.append(min(spent))
+    slope, intercept = np.polyfit([rows * length for rows, length in sizes], best, 1)
+    return {"s_per_token": float(slope), "tokens": float(intercept / slope)}
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""TRL's SFT, reward and DPO trainers behind one door: the only file that touches TRL's inside.
+"""TRL's SFT, reward and DPO trainers behind one door; with `trl_online`, all that touches TRL's inside.
 
 What the adapter guarantees and the trainers alone do not: our token ids and nothing truncated or dropped behind our
 back; an explicit order of rows; the shared reference log-probabilities; fp32 on CPU and bf16 on GPU; a non-finite loss
