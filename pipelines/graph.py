@@ -228,6 +228,12 @@ def _measure(graph: Graph, base: Mapping[str, str]) -> None:
             for name, model in comparison.reward_models.items()
             if model.pairs is not None
         },
+        # Arms are compared by the pairs behind their rewards only where nothing else differs.
+        "reward_settings": {
+            name: model.model_dump(mode="json", exclude={"pairs", "checkpoint_every_steps"})
+            for name, model in comparison.reward_models.items()
+            if any(one.pairs is not None for one in comparison.reward_models.values())
+        },
     }  # fmt: skip
     graph.add(
         "measure", (), "workbench.measure:run", config, inputs,

@@ -66,9 +66,11 @@ def workbench(*words: str | Path, cwd: Path | None = None, timeout_s: float = 30
     return Ran(code=done.returncode, stdout=done.stdout, stderr=done.stderr)
 
 
-def compare(config: str | Path, home: Path, *words: str | Path, code: int = 0, cwd: Path | None = None) -> Any:
+def compare(
+    config: str | Path, home: Path, *words: str | Path, code: int = 0, cwd: Path | None = None, timeout_s: float = 300.0
+) -> Any:
     """results.json of `workbench compare`, which must end with `code`."""
-    done = workbench("compare", config, "--home", home, "--json", *words, cwd=cwd)
+    done = workbench("compare", config, "--home", home, "--json", *words, cwd=cwd, timeout_s=timeout_s)
     assert done.code == code, done.stderr
     return done.json
 

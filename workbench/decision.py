@@ -27,6 +27,7 @@ from typing import Literal
 from scipy import special
 
 from workbench.metrics.estimates import holm
+from workbench.metrics.variance import SEEDS_FOR_METHODS as SEEDS_FOR_METHODS
 from workbench.metrics.variance import Part, half_width_of, two_sided_p
 from workbench.results_base import E
 
@@ -34,7 +35,6 @@ Outcome = Literal["better", "worse", "equivalent", "open"]
 
 ALPHA = 0.05
 POWER = 0.8
-SEEDS_FOR_METHODS = 5
 MOST_SEEDS, MOST_PROMPTS = 1_000, 1_000_000
 
 

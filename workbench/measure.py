@@ -20,9 +20,9 @@ from workbench.measure_curves import Curves
 from workbench.measure_disagreements import DISAGREEMENTS_FILE, Disagreements, shown
 from workbench.measure_diversity import DiversityMeasure
 from workbench.measure_rewards import Rewards
-from workbench.measure_scope import Scope, plain
+from workbench.measure_scope import Figure, Scope, plain
 from workbench.measure_shifts import Shifts
-from workbench.measure_tilt import tilt_points
+from workbench.measure_tilt import Tilts
 from workbench.metrics.frontier import (
     bound_estimate,
     kl_fault,
@@ -46,7 +46,8 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
             arm, "implicit": the DPO arm whose reward is compared, or None, "judges": in use, the headline's first,
             "judge_kinds": name -> kind of those that are no scorers, "gold": whether there is one, "annotators": blocks
             of the simulated ones, or None, "reward_pairs": name -> {"pairs", "seeds": run -> seed} of the reward models
-            that see a subset}.
+            that see a subset, "reward_settings": all reward
+            models' settings but their pairs, where one sees a subset}.
         inputs: All artifacts, by role (`workbench.evidence.Artifacts`).
         out: Receives measured.json (parts of results.json), judgments.jsonl (each judge's verdicts on every arm and
             the SFT, for `workbench winrate`), disagreements.json (pairs that the two rewards order in opposite ways,
@@ -57,6 +58,7 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     measure, curves, rewards = Measure(scope), Curves(scope), Rewards(scope)
     shifts, listed = Shifts(scope, rewards), Disagreements(scope, rewards).listed()
     people, diversity = AnnotatorMeasure(scope, config.get("annotators")), DiversityMeasure(scope)
+    tilts = Tilts(scope)
     parts: dict[str, Any] = {}
     steps = (
         ("judges", measure.judge_quality),
@@ -70,7 +72,8 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
         ("frontier_area", curves.areas),
         ("overoptimization", curves.overoptimization),
         ("pairs_effect", curves.pairs_effect),
-        ("tilt", lambda: tilt_points(scope)),
+        ("tilt", tilts.points),
+        ("tilt_differences", tilts.differences),
         ("decomposition", lambda: decomposition(scope, measure.verdicts, curves.lines, withheld=measure.withheld())),
         ("agreement", rewards.agreement),
         ("agreement_trajectory", shifts.trajectory),
@@ -131,7 +134,7 @@ class Measure:
         found = []
         for number, judge in enumerate(self.scope.judges if label != BASELINE else ()):
             wins = self.verdicts.over_baseline(judge, label, runs)
-            rate = against_baseline(wins, self.scope.rng(7, number), name=BASELINE, judge=judge)
+            rate = against_baseline(wins, self.scope.rng(Figure.WIN_RATE, number), name=BASELINE, judge=judge)
             found.append(self._shown(rate, judge))
         return found
 
@@ -152,14 +155,14 @@ class Measure:
         arms = {label: runs for label, runs in self.scope.arms.items() if label != BASELINE}
         wins = {label: self.verdicts.over_baseline(judge, label, runs) for label, runs in arms.items()}
         longer = [self.verdicts.longer_by(judge, label, runs, wins[label]) for label, runs in arms.items()]
-        found = control_together(list(wins.values()), longer, self.scope.rng(9))
+        found = control_together(list(wins.values()), longer, self.scope.rng(Figure.LENGTH_CONTROL))
         return {label: E.of(one.told) for label, one in zip(arms, found, strict=True)}
 
     def _null_rates(self, label: str, runs: Sequence[ArmRun]) -> list[WinRate]:
         if label == BASELINE:
             return []
         return [
-            against_baseline(wins, self.scope.rng(8, number), name=BASELINE, judge=judge)
+            against_baseline(wins, self.scope.rng(Figure.NULL_WIN_RATE, number), name=BASELINE, judge=judge)
             for number, (judge, wins) in enumerate(self.verdicts.nulls(label, runs).items())
         ]
 
@@ -236,7 +239,7 @@ class Measure:
         rows: list[HeadToHead] = []
         for number, judge in enumerate(self.scope.judges):
             if judge not in self.quality or self.quality[judge].uneven is None:
-                rows += duels(self.verdicts.duels(judge), judge, self.scope.rng(1, number))
+                rows += duels(self.verdicts.duels(judge), judge, self.scope.rng(Figure.DUELS, number))
         return [plain(row) for row in with_holm(rows)]
 
     def rating(self) -> list[dict[str, Any]]:
@@ -244,7 +247,10 @@ class Measure:
         judge = self.scope.judges[0]
         if judge in self.quality and self.quality[judge].uneven is not None:
             return []
-        return [plain(row) for row in ranking(self.verdicts.everyone(judge), self.scope.rng(2), baseline=BASELINE)]
+        return [
+            plain(row)
+            for row in ranking(self.verdicts.everyone(judge), self.scope.rng(Figure.RANKING), baseline=BASELINE)
+        ]
 
     def sides(self) -> list[dict[str, Any]]:
         """Facts of every arm in every run seed, for the certificate."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from workbench.evidence import ArmRun
 from workbench.measure_lines import Lines, sizes_up_to
-from workbench.measure_scope import Scope, plain
+from workbench.measure_scope import Figure, Scope, plain
 from workbench.metrics import matched_kl
 from workbench.metrics.crossed import Design, Weights, decompose, design
 from workbench.metrics.estimates import Array, cluster_mean, interval_of_mean, mean_by_cluster, means_within
@@ -100,7 +100,7 @@ def _matched(
             found.append(lines.pool(label, sizes_up_to(max(scope.blocks[label]["report_n"]))))
         elif (line := lines.trajectory(label)) is not None:
             found.append(line[0])
-    curves = matched_kl.Curves(found, scope.rng(13))
+    curves = matched_kl.Curves(found, scope.rng(Figure.DECOMPOSITION))
     usable = set(curves.usable())
     left_out = [f"{label}: {curves.refused[label]}" for label in curves.lines if label not in usable]
     made = made.only(usable)
@@ -116,6 +116,8 @@ def _matched(
     def contrast(weights: Weights) -> Compared:
         values: Array = np.sum([weight * read[label] for label, weight in weights.items()], axis=0)
         mixed = len({curves.lines[label].prompt_set for label in weights}) > 1
+        if (reason := curves.too_sparse(list(weights), at, np.ones(1))) is not None:
+            return Compared(value=None, low=None, high=None, n=prompts_of(list(weights)), method=reason)
         how = "contrast at one KL" + ("; best-of-n on other prompts, so unpaired, and at a bound" if mixed else "")
         made = estimate(values, prompts_of(list(weights)), how)
         return Compared(**made.model_dump())

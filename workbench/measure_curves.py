@@ -13,7 +13,7 @@ import numpy as np
 from workbench.config_base import BASELINE
 from workbench.evidence import ArmRun, mean_over
 from workbench.measure_lines import Lines, pools_of, sizes_up_to
-from workbench.measure_scope import Scope, plain
+from workbench.measure_scope import Figure, Scope, plain
 from workbench.measure_truth import Truths
 from workbench.metrics import matched_kl
 from workbench.metrics.estimates import mean_by_cluster
@@ -62,7 +62,7 @@ class Curves:
             if final is not None:
                 lines.append(final)
             points.append(self._final_point(label, runs, final))
-        flags = iter([flag for line in pareto(lines, self.scope.rng(10)) for flag in line])
+        flags = iter([flag for line in pareto(lines, self.scope.rng(Figure.FRONTIER)) for flag in line])
         shown = []
         for point in points:
             drawn = point.label not in ("sft (test)", "selected (test)") or point.proxy_reward is not None
@@ -169,7 +169,7 @@ class Curves:
                 lines.append(self.lines.pool(label, sizes_up_to(self._sizes(label)[-1])))
             elif (found := self.lines.trajectory(label)) is not None:
                 lines.append(found[0])
-        return matched_kl.Curves(lines, self.scope.rng(11))
+        return matched_kl.Curves(lines, self.scope.rng(Figure.MATCHED_KL))
 
     def matched(self) -> list[dict[str, Any]]:
         """`matched_kl`: every arm, and every two, at the same KLs; selected policies beside best-of-n at their own."""
@@ -193,7 +193,7 @@ class Curves:
             if label == BASELINE:
                 continue
             if truths is not None:
-                found += truths.turn(label, forms, self.scope.rng(3))
+                found += truths.turn(label, forms, self.scope.rng(Figure.OVEROPTIMIZATION))
             elif runs[0].kind == "best_of_n":
                 for selector in self._selectors(label):
                     # Gold's choice stands at one of the arms, whichever: its proxy is the one that all arms share.
@@ -209,7 +209,14 @@ class Curves:
                     continue
                 start = self.lines.trajectory_start(label)
                 found += self._rows(_without_sft(line), start, forms, self.own_proxy(label))
-        return [plain(one) for one in found]
+        return [plain(one.model_copy(update={"proxy_role": self._role(one)})) for one in found]
+
+    def _role(self, row: Overoptimization) -> Literal["own", "shared", "both"] | None:
+        """What a row's proxy is to its arm."""
+        if row.proxy is None:
+            return None
+        own = row.selector == "own" and self.scope.blocks[row.arm].get("reward") == row.proxy
+        return "shared" if not own else "both" if row.proxy == self.scope.proxy else "own"
 
     def own_proxy(self, label: str) -> str:
         """The explicit reward model that an arm optimizes; the shared one where it optimizes none."""
@@ -217,7 +224,7 @@ class Curves:
         return str(reward) if reward in self.scope.rewards else self.scope.proxy
 
     def _rows(self, line: Line, start: Start, forms: tuple[Form, ...], proxy: str) -> list[Overoptimization]:
-        rows = overoptimization(line, start, forms, self.scope.rng(3))
+        rows = overoptimization(line, start, forms, self.scope.rng(Figure.OVEROPTIMIZATION))
         return [row.model_copy(update={"proxy": proxy}) for row in rows]
 
     def pairs_effect(self) -> list[dict[str, Any]]:
@@ -232,7 +239,7 @@ class Curves:
             one, other = self._points_of(fewer), self._points_of(more)
             if one is not None and other is not None:
                 kind, pairs = self.scope.arms[fewer][0].kind, (sizes[fewer], sizes[more])
-                found.append(plain(effect_of_pairs(one, other, pairs, kind, self.scope.rng(12))))
+                found.append(plain(effect_of_pairs(one, other, pairs, kind, self.scope.rng(Figure.PAIRS_EFFECT))))
         return found
 
     def _pairs_behind(self, label: str) -> int | None:
@@ -244,15 +251,19 @@ class Curves:
         return int(subset["pairs"]) if subset else self.scope.train_pairs
 
     def _alike(self, a: str, b: str) -> bool:
-        """Whether two arms differ in their reward alone."""
-        first, other = ({k: v for k, v in self.scope.blocks[one].items() if k != "reward"} for one in (a, b))
-        return first == other
+        """Whether two arms differ in the pairs behind their reward alone: all settings of arm and reward are equal."""
+        blocks = [self.scope.blocks[one] for one in (a, b)]
+        rewards = [self.scope.reward_settings.get(block["reward"]) for block in blocks]
+        first, other = ({k: v for k, v in block.items() if k != "reward"} for block in blocks)
+        return first == other and rewards[0] is not None and rewards[0] == rewards[1]
 
     def _points_of(self, label: str) -> Line | None:
+        """An arm's points from the SFT on, which is best-of-n at n = 1."""
         if self.scope.arms[label][0].kind == "best_of_n":
-            return self.lines.pool(label, self._sizes(label), "own", self.own_proxy(label))
+            sizes = tuple(sorted({1, *self._sizes(label)}))
+            return self.lines.pool(label, sizes, "own", self.own_proxy(label))
         lined = self.lines.trajectory(label)
-        return _without_sft(lined[0]) if lined is not None and len(lined[1]) > 2 else None
+        return lined[0] if lined is not None and len(lined[1]) > 1 else None
 
 
 def _point(trajectory: dict[str, Any], step: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from workbench.data.fresh import fresh_labels
 from workbench.data.records_io import read_pairs
 from workbench.data.simulate import count_words
 from workbench.evidence import Responses
-from workbench.measure_scope import Scope
+from workbench.measure_scope import Figure, Scope
 from workbench.metrics.estimates import Array
 from workbench.metrics.pair_margins import PairMargins, pairs_of_samples
 from workbench.packed import PackedPairs
@@ -119,7 +119,9 @@ class PairReader:
 
     def _ask(self, gold: Array, words: Array, number: int) -> Array:
         scope = self.scope
-        return fresh_labels(gold, words, scope.annotators, scope.labels_per_pair, scope.rng(10, number))
+        return fresh_labels(
+            gold, words, scope.annotators, scope.labels_per_pair, scope.rng(Figure.FRESH_LABELS, number)
+        )
 
     def of_samples(self, samples: Sequence[tuple[int, Responses]]) -> PairMargins:
         """All pairs of samples of the same prompt and run seed, gold as the truth where there is one."""

@@ -11,7 +11,7 @@ import numpy as np
 from workbench.config_base import BASELINE
 from workbench.evidence import Responses
 from workbench.measure_pairs import PairReader
-from workbench.measure_scope import Scope, plain
+from workbench.measure_scope import Figure, Scope, plain
 from workbench.metrics.agreement import accuracy_difference, agreement_on_pairs, agreement_on_samples, error_consistency
 from workbench.metrics.agreement_parts import GAP_BUCKETS, bucketed, quantile_edges, standardized
 from workbench.metrics.agreement_sets import details
@@ -48,7 +48,7 @@ class Rewards:
             found[name] = reward_model_quality(
                 margins[f"proxy/{name}"],
                 margins["prompt_id"],
-                self.scope.rng(4),
+                self.scope.rng(Figure.REWARD_MODEL),
                 gold_margins=gold,
                 seeds=seeds,
             )
@@ -99,8 +99,9 @@ class Rewards:
         return {name: None if one is None else plain(one) | named for name, one in found.items()}
 
     def _of_set(self, name: str, pairs: PairMargins) -> Agreement:
-        numbers = {HELD_OUT: (5, 0), SHIFTED: (5, 3), OOD: (5, 1 if pairs.truth_kind == "label" else 2)}
-        rng = self.scope.rng(*numbers.get(name, (6,)))
+        numbers = {HELD_OUT: 0, SHIFTED: 3, OOD: 1 if pairs.truth_kind == "label" else 2}
+        here = name in numbers
+        rng = self.scope.rng(Figure.AGREEMENT, numbers[name]) if here else self.scope.rng(Figure.AGREEMENT_ELSEWHERE)
         if pairs.truth_kind == "label":
             found = agreement_on_pairs(
                 pairs.implicit, pairs.explicit, list(pairs.prompts), rng, labels=pairs.truth, seeds=pairs.seeds
@@ -112,7 +113,7 @@ class Rewards:
         if reference is not None and reference.gold is not None and pairs.gold is not None:
             edges = quantile_edges(np.abs(reference.gold), GAP_BUCKETS)
         return found.model_copy(
-            update=details(pairs, self.scope.rng(11))
+            update=details(pairs, self.scope.rng(Figure.PAIR_DETAILS))
             | {
                 "calibration": self._calibration(pairs),
                 "against_gold": self._against_gold(pairs) if pairs.truth_kind == "label" else None,
@@ -141,14 +142,16 @@ class Rewards:
         if pairs.fresh is None and pairs.truth_kind != "label":
             return None
         kind: Literal["given", "fresh"] = "given" if pairs.fresh is None else "fresh"
-        return calibration_of_pairs(pairs, _labels(pairs), kind, self.scope.rng(12), self.temperatures)
+        return calibration_of_pairs(
+            pairs, _labels(pairs), kind, self.scope.rng(Figure.PAIR_CALIBRATION), self.temperatures
+        )
 
     def _against_gold(self, pairs: PairMargins) -> AgainstGold | None:
         if pairs.gold is None:
             return None
         prompts = list(pairs.prompts)
         kappa, chance = error_consistency(
-            pairs.implicit, pairs.explicit, pairs.gold, prompts, self.scope.rng(13), seeds=pairs.seeds
+            pairs.implicit, pairs.explicit, pairs.gold, prompts, self.scope.rng(Figure.PAIR_RANKS), seeds=pairs.seeds
         )
 
         def share(margins: Array) -> E:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,28 @@ import numpy as np
 from workbench.config_base import BASELINE
 from workbench.evidence import ArmRun, Artifacts
 from workbench.packed import PackedPairs
+
+
+class Figure(IntEnum):
+    """Numbers of the figures that draw at random: a seed for each, none used twice."""
+
+    DUELS = 1
+    RANKING = 2
+    OVEROPTIMIZATION = 3
+    REWARD_MODEL = 4
+    AGREEMENT = 5
+    AGREEMENT_ELSEWHERE = 6
+    WIN_RATE = 7
+    NULL_WIN_RATE = 8
+    LENGTH_CONTROL = 9
+    FRESH_LABELS = 10
+    PAIR_DETAILS = 11
+    PAIR_CALIBRATION = 12
+    PAIR_RANKS = 13
+    FRONTIER = 14
+    MATCHED_KL = 15
+    PAIRS_EFFECT = 16
+    DECOMPOSITION = 17
 
 
 class Scope:
@@ -32,6 +55,7 @@ class Scope:
         self.has_gold: bool = config["gold"]
         self.implicit: str | None = config["implicit"]
         self.reward_pairs: dict[str, Any] = config.get("reward_pairs") or {}
+        self.reward_settings: dict[str, Any] = config.get("reward_settings") or {}
         self.train_pairs: int = len(PackedPairs(artifacts.inputs["pairs"]).split_rows("train"))
         self.annotators: list[dict[str, Any]] = config.get("annotators") or []
         self.labels_per_pair: int = config.get("labels_per_pair") or 1
@@ -40,10 +64,13 @@ class Scope:
             for label in [BASELINE, *self.blocks]
         }
 
-    def rng(self, *name: int) -> np.random.Generator:
+    def rng(self, figure: Figure, *more: int) -> np.random.Generator:
         """A generator for one figure, independent of which others are computed; the same for every arm, so that no
-        figure hangs on names or order."""
-        return np.random.default_rng([self.seed, *name])
+        figure hangs on names or order.
+
+        The count of numbers is in the seed: numpy takes a trailing 0 for nothing.
+        """
+        return np.random.default_rng([self.seed, len(more), int(figure), *more])
 
 
 def plain(model: Any) -> Any:

@@ -14,13 +14,13 @@ from workbench.metrics.calibration import ordered_like
 from workbench.metrics.contrast import Sample, difference_of_means
 from workbench.metrics.estimates import Array, mean_by_cluster
 from workbench.metrics.pair_margins import PairMargins, pairs_of_samples
+from workbench.metrics.variance import SEEDS_FOR_METHODS
 from workbench.results_agreement import AgreementPoint, Generalization, Shift
 from workbench.results_base import E
 from workbench.types import Estimate
 
 STATEMENT = "DPO's implicit reward loses more accuracy out of distribution than the explicit reward model does"
 SOURCE = "Lin et al. 2024, https://arxiv.org/abs/2409.03650"
-ENOUGH_SEEDS = 5  # fewer compare checkpoints, not methods
 
 
 class Shifts:
@@ -143,8 +143,9 @@ def verdict(difference: Estimate, run_seeds: int) -> tuple[bool | Literal["unres
     """What the interval of (explicit - implicit accuracy), out of distribution less in it, says of the statement."""
     if difference.value is None or difference.low is None or difference.high is None:
         return "unresolved", f"no interval: {difference.method}"
-    if run_seeds < ENOUGH_SEEDS:
-        return "unresolved", f"{run_seeds} run seed(s) compare checkpoints; a statement on methods needs {ENOUGH_SEEDS}"
+    if run_seeds < SEEDS_FOR_METHODS:
+        needed = f"a statement on methods needs {SEEDS_FOR_METHODS}"
+        return "unresolved", f"{run_seeds} run seed(s) compare checkpoints; {needed}"
     if difference.low > 0:
         return True, "the interval lies above 0"
     if difference.high < 0:

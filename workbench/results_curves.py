@@ -73,7 +73,8 @@ class PairsEffect(Model):
     pairs_more: Count
     less_fall: E = Field(description="Fall from the best point with fewer pairs less that with more; low > 0: smaller")
     turns_later: bool | None = Field(
-        description="The best point lies at more KL with more pairs, beyond noise; false: at less; null: not resolved"
+        description="The best point lies at more KL with more pairs, beyond noise; false: at less; null: not resolved, "
+        "or fewer than five run seeds"
     )
     best_kl_fewer: tuple[float, float | None] | None = Field(
         description="KLs between which the best point lies; null above: the last point may be the best"
@@ -128,4 +129,8 @@ class Overoptimization(Model):
         "response at the last point less that on SFT samples",
     )
     proxy: str | None = Field(default=None, description="Reward model that the proxy's figures are about")
+    proxy_role: Literal["own", "shared", "both"] | None = Field(
+        default=None,
+        description="own: the arm optimized `proxy`; shared: it did not, the frontier's proxy is this one; both",
+    )
     points: Count | None = Field(default=None, description="Points that the line has, the SFT not counted")

@@ -9,6 +9,9 @@ import pytest
 
 from tests.bench import UNTRACKED, compare, copy_home, rows, workbench
 
+# Two arms more than smoke has, in one command: slow where other processes want the cores.
+pytestmark = pytest.mark.timeout(1500)
+
 FEW = "reward_models.few={pairs: 16, epochs: 2, batch_size: 16, center_samples: 16}"
 ARMS = (
     "arms.best_of_n-few={kind: best_of_n, n: 2, pool: 8, reward: few}",
@@ -21,7 +24,7 @@ ARMS = (
 def found(smoke_home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     home = copy_home(smoke_home, tmp_path_factory.mktemp("pairs") / "home")
     settings = [word for one in (FEW, *ARMS) for word in ("--set", one)]
-    results: dict[str, Any] = compare("smoke", home, *settings, *UNTRACKED)
+    results: dict[str, Any] = compare("smoke", home, *settings, *UNTRACKED, timeout_s=1200.0)
     return results
 
 

@@ -113,6 +113,31 @@ def test_onset_and_goodhart_are_marked(axes: list[Any]) -> None:
     assert not dpo.patches
 
 
+def test_a_turn_by_another_proxy_than_the_one_drawn_names_both(axes: list[Any]) -> None:
+    data = results()
+    data["overoptimization"][0] |= {"goodhart": True, "proxy": "few", "proxy_role": "own"}
+    data["overoptimization"][1] |= {"goodhart": True, "proxy": "main", "proxy_role": "both"}
+    figures_frontier.draw_overoptimization(data, Path("x.png"))
+    ppo, _, bon = axes
+    assert ppo.get_title() == "ppo\nGoodhart: gold falls, few rises"
+    assert {text.get_text() for text in ppo.get_legend().get_texts()} == {"shared proxy", "gold"}
+    assert bon.get_title().endswith("gold falls, proxy rises")
+    assert {text.get_text() for text in bon.get_legend().get_texts()} == {"proxy", "gold"}
+
+
+def test_selected_policies_alone_have_no_figure_of_the_way_there(tmp_path: Path) -> None:
+    data = results()
+    data["frontier"] = [
+        point | {"label": "selected (test)", "prompt_set": "test"}
+        for point in data["frontier"]
+        if point["arm"] == "dpo"
+    ][-1:]
+    names = [path.name for path in figures.draw_all(data, tmp_path)]
+    assert "frontier.png" in names
+    assert "overoptimization.png" not in names
+    figures_frontier.draw_overoptimization(data, tmp_path / "bare.png")  # asked for by itself: an empty panel
+
+
 def test_without_gold_the_frontier_shows_the_win_rate_and_then_the_proxy(axes: list[Any]) -> None:
     data = results()
     for point in data["frontier"]:

@@ -62,14 +62,34 @@ def test_area_of_a_known_curve() -> None:
 
 
 def test_a_curve_is_read_off_where_it_is_known() -> None:
-    kl = [0.0, 1.0, 4.0, 9.0]
-    found = curves(line(kl, [0, 1, 2, 3], noise=0.01, between=0.0))
+    kl = [0.0, 0.16, 0.36, 1.0, 1.96, 4.0, 5.76, 7.0]
+    found = curves(line(kl, np.sqrt(kl), noise=0.01, between=0.0))
     for at in (0.25, 1.0, 6.25):
         estimate = found.at("ppo", at)
         assert estimate.value == pytest.approx(math.sqrt(at), abs=0.01)
         assert (estimate.low or 9) < math.sqrt(at) + 0.005
         assert (estimate.high or 0) > math.sqrt(at) - 0.005
-    assert "between points at KL 1 and 4" in found.at("ppo", 2.0).method
+    assert "between points at KL 1.96 and 4" in found.at("ppo", 2.0).method
+
+
+def test_nothing_is_read_between_points_far_apart() -> None:
+    """Gao's bon form bends away from the straight line by beta (d - d0)(d1 - d): no interval of prompts covers that."""
+    d = np.array([0.0, 0.4, 0.8, 2.0, 2.2])
+    found = curves(line(d**2, d * (4 - d), arm="a", noise=0.01, between=0.0), line(d**2, d, arm="b", noise=0.01))
+    refused = found.at("a", 1.96)
+    assert refused.value is None
+    assert "a has no point between KL 0.64 and 4" in refused.method
+    for told in (0.36, 0.65, 3.9, 4.5):  # also between those points where one of them is near
+        estimate = found.at("a", told)
+        truth = math.sqrt(told) * (4 - math.sqrt(told))
+        assert estimate.value == pytest.approx(truth, abs=0.07)
+    at = np.array([1.96])
+    assert found.difference("a", "b", at, np.ones(1), "").value is None
+    assert found.area("a", 0.64).value is not None
+    assert found.area("a", 4.0).value is None
+    assert "too far apart" in found.difference("a", "b", *area_weights(4.0), "").method
+    policy = line([1.96], [1.8], arm="dpo", noise=0.1)
+    assert "too far apart" in found.beside(policy, "a").method  # type: ignore[union-attr]
 
 
 def test_nothing_is_extrapolated() -> None:
@@ -111,13 +131,14 @@ def test_no_curve_at_all_is_said_and_not_raised() -> None:
 def test_arms_on_the_same_prompts_are_paired() -> None:
     rng = np.random.default_rng(0)
     levels = 5 * rng.normal(size=100)
-    a = line([0, 1, 4], [0, 1, 2], rng, arm="a", levels=levels, noise=0.1)
-    b = line([0, 1, 4], [0, 0.8, 1.6], rng, arm="b", levels=levels, noise=0.1)
+    a = line([0, 0.25, 1, 4], [0, 0.5, 1, 2], rng, arm="a", levels=levels, noise=0.1)
+    b = line([0, 0.25, 1, 4], [0, 0.4, 0.8, 1.6], rng, arm="b", levels=levels, noise=0.1)
     (row,) = (r for r in matched(curves(a, b), "gold_reward") if r.against and r.kl == 1.0)
     assert row.estimate.value == pytest.approx(0.2, abs=0.05)
     assert (row.estimate.high or 9) - (row.estimate.low or 0) < 0.1  # prompts differ by 5, and cancel
     assert "paired by prompt" in row.estimate.method
-    other = line([0, 1, 4], [0, 0.8, 1.6], rng, arm="c", levels=levels, noise=0.1, prompt_set="test", kl_kind="bound")
+    elsewhere = {"prompt_set": "test", "kl_kind": "bound"}
+    other = line([0, 0.25, 1, 4], [0, 0.4, 0.8, 1.6], rng, arm="c", levels=levels, noise=0.1, **elsewhere)
     (row,) = (r for r in matched(curves(a, other), "gold_reward") if r.against and r.kl == 1.0)
     assert (row.kl_kind, row.prompt_set) == ("mixed", "mixed")
     assert "unpaired: test and validation prompts" in row.estimate.method
@@ -128,7 +149,8 @@ def test_arms_on_the_same_prompts_are_paired() -> None:
 def test_differences_turn_their_sign_with_the_order() -> None:
     rng = np.random.default_rng(0)
     a, b = (
-        line([0, 1, 4], [0, g, 2 * g], rng, arm=n, levels=np.zeros(40), prompts=40) for n, g in (("a", 1), ("b", 2))
+        line([0, 0.25, 1, 2.25, 4], g * np.arange(5), rng, arm=n, levels=np.zeros(40), prompts=40)
+        for n, g in (("a", 1), ("b", 2))
     )
     (one,), (other,) = (
         [row.estimate for row in areas(curves(*order), "gold_reward") if row.against] for order in ((a, b), (b, a))
@@ -139,7 +161,7 @@ def test_differences_turn_their_sign_with_the_order() -> None:
 def test_a_selected_policy_stands_beside_a_curve_on_its_own_prompts_at_its_own_kl() -> None:
     rng = np.random.default_rng(0)
     options = {"levels": 5 * rng.normal(size=100), "noise": 0.1, "prompt_set": "test"}
-    pool = line([0, 1, 4], [0, 1, 2], rng, arm="bon", kl_kind="bound", **options)  # type: ignore[arg-type]
+    pool = line([0, 1, 2, 3, 4], np.sqrt(range(5)), rng, arm="bon", kl_kind="bound", **options)  # type: ignore[arg-type]
     policy = line([2.25], [1.8], rng, arm="dpo", kl_noise=0.5, **options)  # type: ignore[arg-type]
     far = line([9.0], [1.8], rng, arm="ppo", **options)  # type: ignore[arg-type]
     elsewhere = line([2.25], [1.8], rng, arm="dpo-0.1")
@@ -157,7 +179,7 @@ def test_a_selected_policy_stands_beside_a_curve_on_its_own_prompts_at_its_own_k
 def test_matched_differences_and_areas_cover(seeds: int, seed_sd: float, prompts: int) -> None:
     """Two curves that differ by .5 sqrt(KL) / 2; KL is estimated with noise like gold."""
     rng = np.random.default_rng(seeds)
-    kl, worlds, hits, area_hits = np.array([0.0, 1.0, 2.0, 4.0]), 150, 0, 0
+    kl, worlds, hits, area_hits = np.array([0.0, 0.3, 0.8, 1.3, 1.8, 2.5, 4.0]), 150, 0, 0
     for _ in range(worlds):
         levels = rng.normal(size=prompts)
         options = {

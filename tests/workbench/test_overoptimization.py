@@ -116,8 +116,24 @@ def test_goodhart_needs_both_the_fall_of_gold_and_the_rise_of_the_proxy() -> Non
     assert flags["up"].proxy_since_peak is not None
     assert flags["up"].proxy_since_peak.value == pytest.approx(2.0, abs=0.1)
     assert turn(line(KL[:4], [1, 2, 3, 4])).goodhart is False
-    assert turn(line(KL[:1], [1])).goodhart is None
+    assert turn(line([0.0], [1])).goodhart is None  # the start alone
     assert turn(line(KL[:4], gold, proxy=up, prompts=5)).goodhart is None
+
+
+def test_an_arm_may_turn_before_its_first_checkpoint() -> None:
+    """Gold 0 at the start and -1 at every checkpoint, while the proxy rises: the start is a point of the turn."""
+    for first in ([], [0.0]):  # best-of-n's line has it as n = 1
+        kl, gold, proxy = [*first, 1, 2, 4, 8, 9], [*first, *[-1.0] * 5], [*first, 1.0, 2.0, 3.0, 4.0, 5.0]
+        found = turn(line(kl, gold, proxy=proxy, between=0.0))
+        assert found.goodhart is True
+        assert found.drop_from_peak is not None
+        assert found.drop_from_peak.value == pytest.approx(1.0, abs=0.1)
+        assert (found.drop_from_peak.low or 0) > 0.8
+        assert "best of 6 points" in found.drop_from_peak.method
+        assert found.onset_kl is not None
+        assert (found.onset_kl.value, found.onset_kl.low, found.onset_kl.high) == (0.0, 0.0, 0.0)
+        assert found.proxy_since_peak is not None
+        assert found.proxy_since_peak.value == pytest.approx(5.0, abs=0.2)
 
 
 def test_onset_holds_the_points_that_may_be_the_best() -> None:
@@ -175,6 +191,19 @@ def test_a_peak_outside_the_kl_reached_is_not_extrapolated() -> None:
     assert found.peak_kl is not None
     assert found.peak_kl.value is None
     assert "KL reached" in found.peak_kl.method
+
+
+def test_the_interval_of_a_peak_ends_where_the_kl_reached_does() -> None:
+    kl = np.array([0.3, 1.0, 2.0, 3.0, 4.0])
+    peak = turn(line(kl, curve("bon", 1.0, 0.28, kl), noise=1.0, between=0.0, prompts=60), form="bon").peak_kl
+    assert peak is not None
+    assert peak.value is not None
+    assert peak.value < 4.0
+    assert peak.high is None
+    assert "open above: beyond the KL reached" in peak.method
+    sure = turn(line(kl, curve("bon", 1.0, 0.4, kl), noise=0.1, between=0.0), form="bon").peak_kl
+    assert sure is not None
+    assert (sure.value or 9) < (sure.high or 0) < 4.0
 
 
 def test_prompts_unscored_somewhere_are_left_out_and_counted() -> None:

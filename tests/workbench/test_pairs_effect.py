@@ -15,7 +15,8 @@ from workbench.data.records_io import FILTER_FILE
 from workbench.data.subset import subset_rows
 from workbench.errors import ConfigError, DataError
 from workbench.match import Side, certificate
-from workbench.metrics.pairs_effect import may_be_best, pairs_effect
+from workbench.metrics.lines import contenders
+from workbench.metrics.pairs_effect import pairs_effect
 from workbench.packed import PackedPairs, write_packed_pairs
 from workbench.results_curves import PairsEffect
 
@@ -91,7 +92,7 @@ def effect(fewer: Sequence[float], more: Sequence[float], **options: object) -> 
 
 
 def test_a_smaller_and_later_turn_is_resolved() -> None:
-    found = effect([1, 2, 1, 0, -1], [1, 2, 2.5, 3, 2.5])
+    found = effect([1, 2, 1, 0, -1], [1, 2, 2.5, 3, 2.5], seeds=5)
     assert found.less_fall.value == pytest.approx(2.5, abs=0.15)
     assert (found.less_fall.low or -9) > 0
     assert found.turns_later is True
@@ -100,11 +101,18 @@ def test_a_smaller_and_later_turn_is_resolved() -> None:
 
 
 def test_an_arm_that_has_not_turned_is_open_above() -> None:
-    found = effect([1, 2, 1, 0, -1], [1, 2, 3, 4, 5], seeds=3)
+    found = effect([1, 2, 1, 0, -1], [1, 2, 3, 4, 5], seeds=5)
     assert found.best_kl_more is not None
     assert found.best_kl_more[1] is None
     assert found.turns_later is True
-    assert effect([1, 2, 3, 4, 5], [1, 2, 1, 0, -1]).turns_later is False
+    assert effect([1, 2, 3, 4, 5], [1, 2, 1, 0, -1], seeds=5).turns_later is False
+
+
+def test_fewer_than_five_run_seeds_turn_neither_later_nor_earlier() -> None:
+    for seeds, later in ((1, None), (4, None), (5, True)):
+        found = effect([1, 2, 1, 0, -1], [1, 2, 3, 4, 5], seeds=seeds)
+        assert found.turns_later is later
+        assert (found.less_fall.low or -9) > 0  # the fall is told of these checkpoints
 
 
 def test_alike_turns_are_not_resolved_and_too_little_is_refused() -> None:
@@ -132,4 +140,6 @@ def test_points_that_may_be_the_best() -> None:
     rng = np.random.default_rng(0)
     draws = rng.normal([[0.0, 1.0, 1.02, 0.0]], 0.02, size=(400, 4))
     gold = np.concatenate([[[0.0, 1.0, 1.02, 0.0]], draws])[None]
-    assert may_be_best(gold, 100, rng).tolist() == [1, 2]
+    may, not_overtaken = contenders(gold, 100, rng)
+    assert may.tolist() == [1, 2]
+    assert not_overtaken.tolist() == [1, 2, 3]

@@ -68,6 +68,24 @@ def test_a_fall_without_a_proven_rise_of_the_proxy_is_not_called_over_optimized(
     (_, line), *_ = wording_curves.overoptimization_lines(data)
     assert "proxy fell by 0.50 [0.30, 0.70]" in line
     assert line.endswith("it got worse by its own proxy too.")
+    data["overoptimization"][0] |= {"proxy_since_peak": estimate(-0.1, 0.2)}
+    (_, line), *_ = wording_curves.overoptimization_lines(data)
+    assert line.endswith("the proxy's fall is not beyond the noise, so it neither saw this nor was misled.")
+
+
+def test_the_proxy_is_named_and_an_arm_that_did_not_optimize_it_is_not_over_optimized() -> None:
+    data = turned()
+    data["overoptimization"][0] |= {"proxy": "few", "proxy_role": "own"}
+    (_, line), *_ = wording_curves.overoptimization_lines(data)
+    assert "while its proxy few rose by" in line
+    assert line.endswith("over-optimized.")
+    data["overoptimization"][0] |= {"proxy": "main", "proxy_role": "shared"}
+    (_, line), *_ = wording_curves.overoptimization_lines(data)
+    assert "while the shared reward model main rose by" in line
+    assert line.endswith("that reward model, which it did not optimize, is misled.")
+    data["overoptimization"][0] |= {"proxy_since_peak": estimate(-0.5, 0.2)}
+    (_, line), *_ = wording_curves.overoptimization_lines(data)
+    assert line.endswith("it got worse by that reward model too.")
 
 
 def test_another_truth_is_named() -> None:
@@ -101,10 +119,13 @@ def test_areas_stand_before_differences_and_say_why_they_are_missing() -> None:
 
 def test_pairs_are_resolved_or_said_not_to_be() -> None:
     clear, open_ = wording_curves.pairs_lines(turned())
-    assert "smaller turn: yes" in clear
+    assert "smaller turn: yes, of these checkpoints (1 run seed))" in clear
     assert "later turn: yes" in clear
     assert "4.00 to the end" in clear
     assert open_.count("not resolved") == 2
+    data = turned()
+    data["seeds"]["runs"] = [0, 1, 2, 3, 4]
+    assert "smaller turn: yes)" in wording_curves.pairs_lines(data)[0]
 
 
 def test_report_and_terminal_carry_all_of_it() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from workbench.metrics.estimates import Array
+from workbench.metrics.estimates import Array, Index
 from workbench.metrics.resampling import bootstrap_parts
 from workbench.metrics.variance import Part, half_width_of
 from workbench.results_base import E
@@ -27,6 +27,7 @@ from workbench.types import KLKind
 PromptSet = Literal["validation", "test"]
 Selector = Literal["own", "gold"]
 RESAMPLES = 1000
+MIN_PROMPTS = 8  # below it a curve has no interval worth the name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,3 +176,26 @@ def simultaneous(draws: Array, mean: Array, parts: Sequence[tuple[Part, Part]], 
     largest = np.abs((draws - mean)[:, varies] / spread[varies]).max(axis=1)
     tail = float(special.ndtr(np.quantile(largest, level)))
     return np.array([half_width_of(part, tail) if v else 0.0 for part, v in zip(parts, varies, strict=True)])
+
+
+def contenders(gold: Array, prompts: int, rng: np.random.Generator, level: float = 0.95) -> tuple[Index, Index]:
+    """Which points may be the best, simultaneous over all pairs of points (Hsu 1984).
+
+    Args:
+        gold: (S, B + 1, K) means, on all prompts and on each draw.
+        prompts: Behind them.
+        rng: For the seeds' multipliers.
+        level: Of all pairs together.
+
+    Returns:
+        Indices of the points that no other point beats, and of those that no later one does.
+    """
+    points = gold.shape[2]
+    before, after = np.triu_indices(points, 1)
+    mean, draws, parts = joint(gold[:, :, after] - gold[:, :, before], prompts, rng)
+    reach = simultaneous(draws, mean, parts, level)
+    overtaken, beaten = np.zeros(points, dtype=bool), np.zeros(points, dtype=bool)
+    np.logical_or.at(overtaken, before, mean - reach > 0)
+    np.logical_or.at(beaten, after, mean + reach < 0)
+    beaten |= overtaken
+    return np.flatnonzero(~beaten).astype(np.int64), np.flatnonzero(~overtaken).astype(np.int64)

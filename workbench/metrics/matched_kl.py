@@ -6,6 +6,10 @@ points the reward is linear in sqrt(KL), as every known form starts (Gao et al. 
 point: an arm ends where the lower end of its largest KL lies in every run seed. An arm that came back by more than half
 of its way has no one reward per KL and is refused.
 
+A form that bends as Gao's does, d (alpha - beta d) with d = sqrt(KL), lies above the straight line between points d0
+and d1 by beta (d - d0)(d1 - d), which no resampling of prompts sees. So nothing is read where that product is above
+what it is half-way between points .5 apart, and no mean over KLs where its mean is.
+
 Best-of-n's KL is the bound log n - (n - 1)/n. It is exact where no two candidates tie and no text has a probability
 worth counting against 1/n; each atom of mass m at rank F lowers it by what Jensen's inequality says, which the pool
 estimates (`best_of_n.bound_slack`). So best-of-n stands at most that far right of where it belongs.
@@ -25,13 +29,13 @@ from typing import Any, Literal
 import numpy as np
 
 from workbench.metrics.estimates import Array
-from workbench.metrics.lines import RESAMPLES, Line, PromptSet, estimate, means, prompt_draws
+from workbench.metrics.lines import MIN_PROMPTS, RESAMPLES, Line, PromptSet, estimate, means, prompt_draws
 from workbench.results_base import E
 from workbench.results_curves import FrontierArea, MatchedKL
 
-MIN_PROMPTS = 8
 MIN_REACH = 0.05  # nats: below it every arm is the SFT
 MAX_RETURN = 0.5  # of the largest KL
+MAX_GAP = 0.5  # in sqrt(KL), between points of which a straight line may be read half-way
 AREA_NODES = 65
 NICE_KLS = (0.1, 0.2, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 70.0, 100.0, 150.0, 200.0, 300.0)
 
@@ -151,6 +155,7 @@ class Curves:
         reason = self.refused.get(arm)
         if reason is None and kl > self.reach[arm]:
             reason = f"refused: its KL reaches {self.reach[arm]:.3g}, nothing is extrapolated"
+        reason = reason or self.too_sparse([arm], np.array([kl]), np.ones(1))
         if reason is not None:
             return _null(reason, len(line.prompts))
         return estimate(
@@ -164,15 +169,33 @@ class Curves:
         ends = f"{below.max() if len(below) else 0.0:.3g} and {above.min():.3g}" if len(above) else f"{at.max():.3g}"
         return f"between points at KL {ends}" if len(above) else f"at the last point, KL {ends}"
 
+    def too_sparse(self, arms: Sequence[str], at: Array, weights: Array) -> str | None:
+        """Why the weighted reward of arms at some KLs is not told: their points lie too far apart there."""
+        wanted = np.sqrt(at)
+        for arm in arms:
+            d = np.sqrt(np.stack([fit[0] for fit, _ in self._curves[arm]]).mean(axis=0))
+            right = np.clip(np.searchsorted(d, wanted, side="right"), 1, len(d) - 1)
+            below, above = d[right - 1], d[right]
+            bend = np.maximum((wanted - below) * (above - wanted), 0.0) @ weights
+            if bend > (MAX_GAP / 2) ** 2:
+                widest = int(np.argmax(above - below))
+                ends = f"KL {below[widest] ** 2:.3g} and {above[widest] ** 2:.3g}"
+                return f"refused: {arm} has no point between {ends}, too far apart for a straight line; save more"
+        return None
+
     def area(self, arm: str, reach: float) -> E:
-        """Mean reward of one arm over the KLs from 0 to `reach`."""
+        """Mean reward of one arm over the KLs from 0 to `reach`; null where its points lie too far apart."""
         at, weights = area_weights(reach)
         line = self.lines[arm]
+        if (reason := self.too_sparse([arm], at, weights)) is not None:
+            return _null(reason, len(line.prompts))
         return estimate(self.read(arm, at) @ weights, len(line.prompts), f"mean over KL; {_told(line)}")
 
     def difference(self, a: str, b: str, at: Array, weights: Array, how: str) -> E:
         """Weighted reward of arm `a` at some KLs less that of arm `b`, paired by run seed, and by prompt if they share
-        them."""
+        them; null where points of one lie too far apart."""
+        if (reason := self.too_sparse([a, b], at, weights)) is not None:
+            return _null(reason, min(len(self.lines[a].prompts), len(self.lines[b].prompts)))
         left, right = self.read(a, at) @ weights, self.read(b, at) @ weights
         one, other = self.lines[a], self.lines[b]
         paired = one.prompts == other.prompts and one.prompt_set == other.prompt_set
@@ -195,6 +218,8 @@ class Curves:
         if (reached := float(kl[:, 0].max())) > self.reach[arm]:
             why = f"refused: the point lies at KL {reached:.3g}, the curve reaches {self.reach[arm]:.3g}"
             return _null(f"{why}; nothing is extrapolated", len(line.prompts))
+        if (sparse := self.too_sparse([arm], np.array([kl[:, 0].mean()]), np.ones(1))) is not None:
+            return _null(sparse, len(line.prompts))
         by_seed = zip(self._curves[arm], kl, strict=True)
         curve = np.stack([read_at(fit, gain, at[:, None])[:, 0] for (fit, gain), at in by_seed])
         told = ["selected policy less the curve at its KL, which is redrawn", "paired by prompt"]

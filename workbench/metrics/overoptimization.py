@@ -3,7 +3,8 @@
 Best-of-n: R(d) = d (alpha - beta d). RL: R(d) = d (alpha - beta log d). R is gold less the reference's on the same
 prompts. beta > 0 alone is not over-optimization: best-of-n by the gold reward itself has it too. What says so is the
 drop from the best point, whose interval holds for all points at once, because the best of K noisy points looks better
-than it is; the Goodhart flag asks for the proxy's rise over the same stretch, within the same family.
+than it is; the Goodhart flag asks for the proxy's rise over the same stretch, within the same family. The reference is
+one of these points: an arm may turn before its first checkpoint. It is none of the fit's, whose forms start there.
 
 All intervals carry the draw of prompts and, where there are several, of run seeds (`lines`).
 
@@ -24,12 +25,21 @@ from scipy import special
 
 from workbench.metrics.estimates import Array
 from workbench.metrics.fits import Form, fit, peak_kl, refusal
-from workbench.metrics.lines import RESAMPLES, Line, estimate, joint, means, prompt_draws, simultaneous
+from workbench.metrics.lines import (
+    MIN_PROMPTS,
+    RESAMPLES,
+    Line,
+    contenders,
+    estimate,
+    joint,
+    means,
+    prompt_draws,
+    simultaneous,
+)
 from workbench.metrics.variance import Part, half_width_of
 from workbench.results_base import E
 from workbench.results_curves import Overoptimization
 
-MIN_PROMPTS = 8
 Truth = Literal["gold", "judge", "ensemble"]
 
 
@@ -51,7 +61,10 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class _Drawn:
-    """Means on all prompts and on each draw: (S, B + 1, K), the start's (S, B + 1); `deviation`: (gold's, proxy's)."""
+    """Means on all prompts and on each draw: (S, B + 1, K), the start's (S, B + 1).
+
+    `deviation`: (gold's, proxy's); `started`: the first point is the start itself.
+    """
 
     kl: Array
     gold: Array
@@ -61,6 +74,18 @@ class _Drawn:
     deviation: tuple[Array, Array] | None
     prompts: int
     left_out: int
+    started: bool
+
+    def path(self) -> tuple[Array, Array, Array]:
+        """KL, gold and proxy from the reference on, which is best-of-n's point at n = 1 where the line has it."""
+        if self.started:
+            return self.kl, self.gold, self.proxy
+        start = (np.zeros_like(self.start_gold), self.start_gold, self.start_proxy)
+        kl, gold, proxy = (
+            np.concatenate([first[:, :, None], rest], axis=2)
+            for first, rest in zip(start, (self.kl, self.gold, self.proxy), strict=True)
+        )
+        return kl, gold, proxy
 
 
 def overoptimization(
@@ -127,6 +152,7 @@ def _draw(line: Line, start: Start, keep: npt.NDArray[np.bool_], draws: Array) -
         deviation=None if spreads[0] is None or spreads[1] is None else (spreads[0], spreads[1]),
         prompts=int(keep.sum()),
         left_out=int((~keep).sum()),
+        started=not line.kl[:, :, 0].any(),
     )
 
 
@@ -135,12 +161,14 @@ def _draw(line: Line, start: Start, keep: npt.NDArray[np.bool_], draws: Array) -
 
 def _turn(drawn: _Drawn, rng: np.random.Generator) -> dict[str, Any]:
     """Drop, proxy since the best point, Goodhart flag and onset, all from one family of simultaneous intervals."""
-    seeds, _, points = drawn.gold.shape
+    _, gold, proxy = drawn.path()
+    seeds, _, points = gold.shape
     if drawn.prompts < MIN_PROMPTS or points < 2:
-        none = _none(drawn, f"refused: {drawn.prompts} prompts, {points} points; 8 prompts and 2 points needed")
+        needed = f"{MIN_PROMPTS} prompts and 2 points needed"
+        none = _none(drawn, f"refused: {drawn.prompts} prompts, {points} points; {needed}")
         return {"drop_from_peak": none, "proxy_since_peak": none, "onset_kl": none, "goodhart": None}
-    falls = drawn.gold[:, :, :-1] - drawn.gold[:, :, -1:]
-    rises = drawn.proxy[:, :, -1:] - drawn.proxy[:, :, :-1]
+    falls = gold[:, :, :-1] - gold[:, :, -1:]
+    rises = proxy[:, :, -1:] - proxy[:, :, :-1]
     mean, draws, parts = joint(np.concatenate([falls, rises], axis=2), drawn.prompts, rng)
     ends = points - 1
     if not draws[:, :ends].std(axis=0).any():
@@ -150,13 +178,14 @@ def _turn(drawn: _Drawn, rng: np.random.Generator) -> dict[str, Any]:
     reach = simultaneous(draws[:, :ends], mean[:ends], parts[:ends])
     best = int(np.argmax(np.append(mean[:ends], 0.0)))  # the last point falls by 0
     by = f"by prompt{f' x {seeds} seeds' if seeds > 1 else ''}"
+    best_of = f"best of {points} points (the start too)"
     drop = E(
         value=max(0.0, float(mean[:ends].max())),
         low=max(0.0, float((mean[:ends] - reach).max())),
         high=max(0.0, float((mean[:ends] + reach).max())),
         n=drawn.prompts,
         n_unscored=drawn.left_out,
-        method=f"paired, best of {points} points; simultaneous over points, {len(draws)} resamples {by}",
+        method=f"paired, {best_of}; simultaneous over points, {len(draws)} resamples {by}",
     )
     both = simultaneous(draws, mean, parts)
     low = mean - both
@@ -178,29 +207,22 @@ def _turn(drawn: _Drawn, rng: np.random.Generator) -> dict[str, Any]:
 
 def _onset(drawn: _Drawn, rng: np.random.Generator, best: int, *, rising: bool) -> E:
     """Which points may be gold's best: those that no other point beats, simultaneous over all pairs of points."""
-    points = drawn.gold.shape[2]
-    before, after = np.triu_indices(points, 1)
-    mean, draws, parts = joint(drawn.gold[:, :, after] - drawn.gold[:, :, before], drawn.prompts, rng)
-    reach = simultaneous(draws, mean, parts)
-    beaten, overtaken = np.zeros(points, dtype=bool), np.zeros(points, dtype=bool)
-    np.logical_or.at(overtaken, before, mean - reach > 0)  # a later point is better
-    np.logical_or.at(beaten, before, mean - reach > 0)
-    np.logical_or.at(beaten, after, mean + reach < 0)
-    may = np.flatnonzero(~beaten)
+    kl, gold, _ = drawn.path()
+    points = gold.shape[2]
+    may, level_with_later = contenders(gold, drawn.prompts, rng)
     if best == points - 1 or may[-1] == points - 1:
         return _none(drawn, "no turn shown: the last point may be the best")
     if not rising:
         return _none(drawn, "the proxy does not rise from gold's best point on beyond noise")
-    at = drawn.kl[:, 0].mean(axis=0)
-    first = int(np.flatnonzero(~overtaken)[0])
-    low, high = sorted((float(at[first]), float(at[may].max())))
+    at = kl[:, 0].mean(axis=0)
+    low, high = sorted((float(at[level_with_later[0]]), float(at[may].max())))
     return E(
         value=float(at[best]),
         low=min(low, float(at[best])),
         high=max(high, float(at[best])),
         n=drawn.prompts,
         n_unscored=drawn.left_out,
-        method=f"KL of the points that may be the best; {len(mean)} pairs of points, {len(draws)} resamples",
+        method=f"KL of the points that may be the best; {points * (points - 1) // 2} pairs of points",
     )
 
 
@@ -266,16 +288,17 @@ def _peak(form: Form, coefficients: Array, drawn: _Drawn, rng: np.random.Generat
     # Percentiles with the t quantile of the coefficients' parts in place of the normal one.
     reach = float(special.ndtri(0.975)) / min(_normal_scale(part) for part in parts)
     low, high = (float(np.quantile(drawn_peaks, special.ndtr(z), method="inverted_cdf")) for z in (-reach, reach))
-    open_above = high > 1e6 or math.isinf(high)
+    open_above = high > largest  # no fit is read beyond the KL reached, its interval neither
     seeds = len(coefficients)
     by = f"by prompt{f' x {seeds} seeds' if seeds > 1 else ''}"
+    told = ", open above: beyond the KL reached" if open_above else ""
     return E(
         value=value,
         low=min(low, value),
         high=None if open_above else max(high, value),
         n=drawn.prompts,
         n_unscored=drawn.left_out,
-        method=f"percentile bootstrap {by}, {len(draws)} resamples{', open above' if open_above else ''}",
+        method=f"percentile bootstrap {by}, {len(draws)} resamples{told}",
     )
 
 

@@ -3,7 +3,9 @@
 Two arms of one kind whose rewards saw different numbers of pairs. Each arm's fall from its best point, and the set of
 points that may be its best, hold for all its points at once at 97.5%; so what is said of both holds at 95%. The
 difference of the falls lies between the lower end of one less the upper end of the other: wide, but it needs nothing
-about how a fall that was picked is distributed. "Later" is said where the two sets of points do not overlap in KL.
+about how a fall that was picked is distributed. "Later" is said where the two sets of points do not overlap in KL, and
+of five run seeds or more: with fewer it would be said of checkpoints. Several comparisons are not corrected for their
+number.
 
 Source: Gao, Schulman & Hilton 2022, section 3.3 (more data, smaller and later turn); Bonferroni.
 """
@@ -12,13 +14,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.metrics.estimates import Array, Index
-from workbench.metrics.lines import Line, joint, means, prompt_draws, simultaneous
+from workbench.metrics.lines import MIN_PROMPTS, Line, contenders, joint, means, prompt_draws, simultaneous
+from workbench.metrics.variance import SEEDS_FOR_METHODS
 from workbench.results_base import E
 from workbench.results_curves import PairsEffect
 
 LEVEL = 0.975
-MIN_PROMPTS = 8
 
 
 def pairs_effect(
@@ -27,7 +28,7 @@ def pairs_effect(
     """One comparison of two arms.
 
     Args:
-        fewer, more: Their points, the SFT not among them.
+        fewer, more: Their points from the SFT on: an arm may turn before its first checkpoint.
         pairs: Pairs behind their rewards.
         kind: Of both arms.
         rng: Seeded generator.
@@ -48,6 +49,8 @@ def pairs_effect(
         )  # fmt: skip
         # A line whose last point may be its best has not turned within what it reached: open above.
         later = True if near[1] < far[0] else False if far[1] < near[0] else None
+        if min(len(fewer.seeds), len(more.seeds)) < SEEDS_FOR_METHODS:
+            later = None
     return PairsEffect(
         kind=kind,
         fewer=fewer.arm,
@@ -77,25 +80,6 @@ def _turn(
     mean, drawn, parts = joint(gold[:, :, :-1] - gold[:, :, -1:], prompts, rng)
     reach = simultaneous(drawn, mean, parts, LEVEL)
     fall = tuple(max(0.0, float(end.max())) for end in (mean, mean - reach, mean + reach))
-    may = may_be_best(gold, prompts, rng, LEVEL)
+    may, _ = contenders(gold, prompts, rng, LEVEL)
     at = line.kl.mean(axis=(0, 1))[may]
     return (fall[0], fall[1], fall[2]), (float(at.min()), float("inf") if may[-1] == points - 1 else float(at.max()))
-
-
-def may_be_best(gold: Array, prompts: int, rng: np.random.Generator, level: float = 0.95) -> Index:
-    """Indices of the points that no other point beats, simultaneous over all pairs of points.
-
-    Args:
-        gold: (S, B + 1, K) means, on all prompts and on each draw.
-        prompts: Behind them.
-        rng: For the seeds' multipliers.
-        level: Of all pairs together.
-    """
-    points = gold.shape[2]
-    before, after = np.triu_indices(points, 1)
-    mean, draws, parts = joint(gold[:, :, after] - gold[:, :, before], prompts, rng)
-    reach = simultaneous(draws, mean, parts, level)
-    beaten = np.zeros(points, dtype=bool)
-    np.logical_or.at(beaten, before, mean - reach > 0)
-    np.logical_or.at(beaten, after, mean + reach < 0)
-    return np.flatnonzero(~beaten).astype(np.int64)

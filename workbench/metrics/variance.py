@@ -36,7 +36,8 @@ Part = tuple[float, float]
 
 CONFIDENCE = 0.95
 TAIL = 1 - (1 - CONFIDENCE) / 2
-_ENOUGH_DF = 4  # five run seeds, the fewest for a verdict on methods
+SEEDS_FOR_METHODS = 5  # fewer compare checkpoints, not methods
+_ENOUGH_DF = SEEDS_FOR_METHODS - 1
 
 
 def t_quantile(df: float, tail: float = TAIL) -> float:

@@ -12,11 +12,11 @@ from workbench.report.markup import escape, table
 def matched(results: Mapping[str, Any]) -> str:
     """Every arm at the same KLs and its mean over the KLs in common; empty without curves."""
     tables = [_plain(wording_curves.matched_table(results)), _plain(wording_curves.area_table(results))]
-    text = "Read off each arm's curve of checkpoints (best-of-n: of n), linear in the root of KL between them; nothing "
-    text += (
-        "is extrapolated. Mixed: best-of-n's KL is a bound, so it stands at most too far right, and its prompts are "
+    text = (
+        "Read off each arm's curve of checkpoints (best-of-n: of n), linear in the root of KL between them; nothing is "
+        "extrapolated, nor told where points lie too far apart. Mixed: best-of-n's KL is a bound, so it stands at most "
+        "too far right, and its prompts are others, so the difference is unpaired."
     )
-    text += "others, so the difference is unpaired."
     beside = _plain(wording_curves.beside_table(results))
     if beside:
         beside += "\n\nOn the same test prompts, paired; a KL that best-of-n does not reach has no row."
@@ -36,7 +36,8 @@ def overoptimization(results: Mapping[str, Any]) -> str:
         "point, in standard deviations of SFT samples. Beta above 0 alone is no fault: compare with the gold selector."
     )
     more = "\n".join(f"- {escape(line)}" for line in wording_curves.pairs_lines(results))
-    pairs = ["### More pairs behind the reward", more] if more else []
+    told = "Each comparison at 95%, not corrected for their number. Later is told from five run seeds on."
+    pairs = ["### More pairs behind the reward", more, told] if more else []
     return "\n\n".join(["## Over-optimization", *(part for part in (lines, *tables) if part), text, *pairs])
 
 

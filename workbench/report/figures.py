@@ -42,7 +42,7 @@ def draw_all(results: Mapping[str, Any], folder: Path) -> list[Path]:
     written: list[Path] = []
     for name, draw, wanted in (
         ("frontier.png", draw_frontier, bool(frontier)),
-        ("overoptimization.png", draw_overoptimization, bool(frontier)),
+        ("overoptimization.png", draw_overoptimization, any(not _on_test(point) for point in frontier)),
         ("tilt.png", draw_tilt, drawable(results)),
         ("agreement.png", draw_agreement, any((results.get("agreement") or {}).values())),
         ("reliability.png", draw_reliability, bool(reliability_sets(results))),

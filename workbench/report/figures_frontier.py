@@ -140,7 +140,8 @@ def draw_overoptimization(results: Mapping[str, Any], path: Path) -> Path:
     """Proxy and gold by KL, one panel per arm: where the two part, the proxy is being exploited.
 
     The band is the onset: the points that may be gold's best, once gold falls and the proxy rises beyond noise. In
-    best-of-n's panels stands what gold itself would have picked from the pool.
+    best-of-n's panels stands what gold itself would have picked from the pool. The proxy drawn is the shared reward
+    model; where band and title are about another one, which the arm itself optimized, both are named.
     """
     points = [p for p in results["frontier"] if not _on_test(p)]
     styles = {label: style for label, style in _styles(results).items() if any(p["arm"] == label for p in points)}
@@ -150,7 +151,10 @@ def draw_overoptimization(results: Mapping[str, Any], path: Path) -> Path:
     for axes, (label, style) in zip(panels, styles.items(), strict=False):
         own = [p for p in points if p["arm"] == label and p.get("selector", "own") == "own"]
         own = [p for p in own if _value(p["seq_kl"]) is not None]
-        for field, line, fill, name in (("proxy_reward", "--", "white", "proxy"), ("gold_reward", "-", None, "gold")):
+        turned = known.get((label, "own")) or {}
+        other = _label(turned["proxy"][:24]) if turned.get("proxy_role") == "own" else None
+        proxy = "shared proxy" if other else "proxy"
+        for field, line, fill, name in (("proxy_reward", "--", "white", proxy), ("gold_reward", "-", None, "gold")):
             scored = [p for p in own if _value(p.get(field)) is not None]
             for number, shown in enumerate(_own_lines(scored, label)):
                 x, y = [p["seq_kl"]["value"] for p in shown], [p[field]["value"] for p in shown]
@@ -163,11 +167,12 @@ def draw_overoptimization(results: Mapping[str, Any], path: Path) -> Path:
             near = [p for p in oracle if p["seq_kl"]["value"] <= reach]
             x, y = [p["seq_kl"]["value"] for p in near], [p["gold_reward"]["value"] for p in near]
             axes.plot(x, y, **_GOLD_SELECTOR, label="gold, picked by gold")
-        _mark_turn(axes, known.get((label, "own")) or {}, own)
+        _mark_turn(axes, turned, own)
         _kl_axis(axes, own)
         axes.set_xlabel("KL from SFT (nats)", fontsize=9)
-        flagged = (known.get((label, "own")) or {}).get("goodhart") is True
-        axes.set_title(_label(label[:24]) + ("\nGoodhart: gold falls, proxy rises" if flagged else ""), fontsize=9.5)
+        told = f"\nGoodhart: gold falls, {other or 'proxy'} rises" if turned.get("goodhart") is True else ""
+        told = told or (f"\nband: with proxy {other}" if other else "")
+        axes.set_title(_label(label[:24]) + told, fontsize=9.5)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8, loc="best")
     panels[0].set_ylabel("reward")

@@ -8,13 +8,14 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from workbench.metrics.variance import SEEDS_FOR_METHODS
+
 _ESCAPE_SEQUENCES = re.compile(
     r"\x1b\][^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"  # OSC: titles, links, clipboard
     r"|\x1b[P^_X][^\x1b\x9c]*(?:\x1b\\|\x9c)?"  # DCS and its kin
     r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"  # CSI: colors, cursor, erasing
     r"|\x1b[ -/]*[0-~]?"
 )
-SEEDS_FOR_METHODS = 5
 MISSING = "-"
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workbench.report.wording import clean, interval, number
+from workbench.metrics.variance import SEEDS_FOR_METHODS
+from workbench.report.wording import clean, interval, number, run_seeds
 
 TRUTHS = {
     "gold": "gold",
@@ -47,18 +48,30 @@ def overoptimization_lines(results: Mapping[str, Any]) -> list[tuple[bool, str]]
             shown = f"no fall of {truth} from its best point beyond the noise ({paired}drop {interval(drop)})"
             lines.append((False, f"{arm}: {shown}{where}."))
             continue
-        change, told = _since_best(results, entry)
-        meanwhile = "" if change is None else f" while its proxy {'rose' if change >= 0 else 'fell'} by {told}"
-        text = f"{arm}: {truth} fell by {interval(drop)} from its best point ({paired}drop){meanwhile}{where}: "
-        # What falls together with its proxy was not led astray by it.
-        if change is not None and change < 0:
-            text += "it got worse by its own proxy too."
-        elif entry.get("goodhart") is False:
-            text += "the proxy's rise is within the noise, so this alone is not over-optimization."
-        else:
-            text += "over-optimized."
-        lines.append((True, text))
+        change, high, told = _since_best(results, entry)
+        moved = "" if change is None else f" while {proxy_of(entry)} {'rose' if change >= 0 else 'fell'} by {told}"
+        text = f"{arm}: {truth} fell by {interval(drop)} from its best point ({paired}drop){moved}{where}: "
+        lines.append((True, text + _verdict(entry, change, high)))
     return lines
+
+
+def proxy_of(entry: Mapping[str, Any]) -> str:
+    """What a row's proxy is to its arm: DPO and what an implicit reward selects never optimized the shared one."""
+    name = f" {clean(entry['proxy'])}" if entry.get("proxy") else ""
+    return f"the shared reward model{name}" if entry.get("proxy_role") == "shared" else f"its proxy{name}"
+
+
+def _verdict(entry: Mapping[str, Any], change: float | None, high: float | None) -> str:
+    """What a proven fall of the truth says of the proxy, which moved by `change`, at most by `high`."""
+    own = entry.get("proxy_role") != "shared"
+    # What falls together with its proxy was not led astray by it.
+    if change is not None and change < 0:
+        if high is None or high >= 0:
+            return "the proxy's fall is not beyond the noise, so it neither saw this nor was misled."
+        return f"it got worse by {'its own proxy' if own else 'that reward model'} too."
+    if entry.get("goodhart") is False:
+        return "the proxy's rise is within the noise, so this alone is not over-optimization."
+    return "over-optimized." if own else "that reward model, which it did not optimize, is misled."
 
 
 def _where(entry: Mapping[str, Any]) -> str:
@@ -71,17 +84,17 @@ def _where(entry: Mapping[str, Any]) -> str:
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def _since_best(results: Mapping[str, Any], entry: Mapping[str, Any]) -> tuple[float | None, str]:
-    """How far the proxy moved since the best point, and the same as text; of older results from the frontier."""
+def _since_best(results: Mapping[str, Any], entry: Mapping[str, Any]) -> tuple[float | None, float | None, str]:
+    """How far the proxy moved since the best point, at most, and as text; of older results from the frontier."""
     since = entry.get("proxy_since_peak") or {}
     if since.get("value") is not None:
         low, high = since.get("low"), since.get("high")
         turned = {"value": abs(since["value"]), "low": low, "high": high}
         if since["value"] < 0:
             turned |= {"low": None if high is None else -high, "high": None if low is None else -low}
-        return float(since["value"]), interval(turned)
+        return float(since["value"]), high, interval(turned)
     change = _proxy_since_peak(results, str(entry["arm"]), entry.get("seed"))
-    return change, "" if change is None else number(abs(change))
+    return change, None, "" if change is None else number(abs(change))
 
 
 def _proxy_since_peak(results: Mapping[str, Any], arm: str, seed: int | None) -> float | None:
@@ -103,19 +116,24 @@ def _proxy_since_peak(results: Mapping[str, Any], arm: str, seed: int | None) ->
 
 
 def goodhart_arms(results: Mapping[str, Any]) -> list[str]:
-    """Arms whose proxy rises while the truth falls, both beyond noise."""
+    """Arms in whose rows the proxy rises while the truth falls, both beyond noise."""
     return [clean(entry["arm"]) for entry in turns(results) if entry.get("goodhart") is True]
 
 
 def pairs_lines(results: Mapping[str, Any]) -> list[str]:
     """Of every two arms whose reward models saw different numbers of pairs: is the turn smaller and later with more?"""
     lines = []
+    seeds = len(run_seeds(results))
+    whose = (
+        "" if seeds >= SEEDS_FOR_METHODS else f", of these checkpoints ({seeds} run seed{'s' if seeds != 1 else ''})"
+    )
     for row in results.get("pairs_effect") or ():
         gap = row.get("less_fall") or {}
         if gap.get("value") is None:
             continue
         low, high = gap.get("low"), gap.get("high")
         smaller = "yes" if low is not None and low > 0 else "no, larger" if high is not None and high < 0 else None
+        smaller = smaller and smaller + whose
         later = {True: "yes", False: "no, earlier"}.get(row.get("turns_later"))
         ranges = [_kl_range(row.get(name)) for name in ("best_kl_fewer", "best_kl_more")]
         lines.append(
