@@ -108,6 +108,20 @@ def tilt(results: Any) -> str:
     return _table(header, rows)
 
 
+def tilt_differences(results: Any) -> str:
+    """Perfect optimizers of two rewards at the same KL, paired by prompt."""
+    rows = [
+        [
+            f"{one['reward']} less {one['against']}",
+            number(one["kl"]),
+            str(one["gold_gain"]["n"]),
+            _estimate(one["gold_gain"]),
+        ]
+        for one in results.get("tilt_differences") or ()
+    ]
+    return _table(("perfect optimizers", "KL", "prompts", "difference in gold"), rows)
+
+
 def decomposition(results: Any) -> str:
     """The gap between RM+PPO and DPO in parts, and the effects of the crossed design."""
     rows = []
@@ -223,6 +237,7 @@ FINDINGS: dict[str, Callable[[Any], str]] = {
     "diversity-change": diversity_change,
     "annotators": annotators,
     "tilt": tilt,
+    "tilt-differences": tilt_differences,
     "decomposition": decomposition,
     "generalization": generalization,
     "agreement-sets": agreement_sets,

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 
 from workbench.metrics.estimates import Array, mean_by_cluster
-from workbench.metrics.tilt import betas, refusal, tilt
+from workbench.metrics.tilt import betas, refusals, tilt
 
 PROMPTS = 256
 LINK = 0.6  # gold = LINK times the standardized reward, and noise that the reward does not know
@@ -91,9 +91,9 @@ def cell(name: str, size: int, repeats: int, rng: np.random.Generator, nodes: in
     for _ in range(repeats):
         x = shape(rng.random((PROMPTS, size)))
         gold = LINK * x + rng.normal(size=x.shape) * math.sqrt(1 - LINK**2)
-        for beta in grid:
-            found = tilt(scales[:, None] * x, [gold], beta)
-            if refusal(found) is not None:
+        points = [tilt(scales[:, None] * x, [gold], beta) for beta in grid]
+        for beta, found, refused in zip(grid, points, refusals(points), strict=True):
+            if refused is not None:
                 continue
             kl, gain = (mean_by_cluster(values, np.arange(PROMPTS)) for values in (found.seq_kl, found.gains[0]))
             true_kl, true_gain = known[beta]

@@ -23,7 +23,7 @@ from workbench.results_crossed import Decomposition
 from workbench.results_curves import FrontierArea, FrontierPoint, MatchedKL, Overoptimization, PairsEffect
 from workbench.results_decision import Decision
 from workbench.results_diversity import Diversity
-from workbench.results_tilt import TiltPoint
+from workbench.results_tilt import TiltDifference, TiltPoint
 from workbench.types import Cost
 
 SCHEMA: Literal[1] = 1
@@ -280,6 +280,10 @@ class Results(Model):
     tilt: list[TiltPoint] = Field(
         default_factory=list,
         description="What each reward could give at each KL with a perfect optimizer; empty without best-of-n's pools",
+    )
+    tilt_differences: list[TiltDifference] = Field(
+        default_factory=list,
+        description="Perfect optimizers of two rewards at the same KL: the explicit less the others, gold less each",
     )
     decomposition: list[Decomposition] = Field(
         default_factory=list, description="Reward and optimizer apart; empty where no arms are crossed"

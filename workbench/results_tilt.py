@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from workbench.results_base import Count, E, Model
+from workbench.results_base import Compared, Count, E, Model
 
 
 class TiltPoint(Model):
@@ -21,3 +21,12 @@ class TiltPoint(Model):
     proxy_reward: E = Field(description="Mean score of the shared reward model under the tilt")
     ess: float = Field(ge=0, description="Effective sample size, 10th percentile over prompts and run seeds")
     pool: Count = Field(description="Candidates a prompt")
+
+
+class TiltDifference(Model):
+    """Gain in gold of one reward's perfect optimizer less that of another's at the same KL."""
+
+    reward: str
+    against: str
+    kl: float = Field(gt=0, description="Nats a response; both curves are read off there, linear in sqrt(KL)")
+    gold_gain: Compared = Field(description="Paired by prompt and run seed")

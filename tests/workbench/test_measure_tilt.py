@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from workbench.evidence import Artifacts
-from workbench.measure_tilt import tilt_points
+from workbench.measure_tilt import Tilts
 from workbench.report.figures_tilt import draw_tilt, drawable
 
 PROMPTS, POOL = 40, 32
@@ -50,7 +50,7 @@ def points_of(folder: Path, seeds: list[int], *, gold: bool = True) -> list[dict
     if not gold:
         inputs = {name: path for name, path in inputs.items() if not name.endswith("/gold")}
     scope = SimpleNamespace(artifacts=Artifacts(inputs), seeds=seeds, proxy="main", has_gold=gold)
-    return tilt_points(scope)  # type: ignore[arg-type]
+    return Tilts(scope).points()  # type: ignore[arg-type]
 
 
 def at(points: list[dict[str, Any]], reward: str, kl: float) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def at(points: list[dict[str, Any]], reward: str, kl: float) -> dict[str, Any]:
 def test_the_reward_that_knows_more_of_gold_gives_more_at_every_kl(tmp_path: Path) -> None:
     points = points_of(tmp_path, [0])
     assert list(dict.fromkeys(one["reward"] for one in points)) == ["main", "implicit/dpo", "gold"]
-    for kl in (0.1, 0.35):
+    for kl in (0.1, 0.2):
         gains = [at(points, name, kl)["gold_gain"]["value"] for name in ("main", "implicit/dpo", "gold")]
         # For normal scores the gain is correlation times sqrt(2 KL): 1 / sqrt(5), 1 / sqrt(2) and 1.
         for gain, correlation in zip(gains, (5**-0.5, 2**-0.5, 1.0), strict=True):
@@ -85,11 +85,35 @@ def test_a_prompt_that_gold_did_not_score_is_left_out_of_golds_curve_and_counted
     told["gold"][5] = None
     path.write_text(json.dumps(told))
     scope = SimpleNamespace(artifacts=Artifacts(inputs), seeds=[0], proxy="main", has_gold=True)
-    points = tilt_points(scope)  # type: ignore[arg-type]
+    points = Tilts(scope).points()  # type: ignore[arg-type]
     assert at(points, "gold", 0.1)["gold_reward"]["n"] == PROMPTS - 1
     other = at(points, "main", 0.1)
     assert (other["gold_reward"]["n"], other["gold_reward"]["n_unscored"]) == (PROMPTS - 1, 1)
     assert other["proxy_reward"]["n"] == PROMPTS
+
+
+def test_two_rewards_differ_at_the_same_kl_by_what_they_know_of_gold_paired_by_prompt(tmp_path: Path) -> None:
+    inputs = pool(tmp_path, 0) | pool(tmp_path, 1)
+    path = inputs["sft/0/tilt_scores/gold"] / "scores.json"
+    told = json.loads(path.read_text())
+    told["gold"][5] = None
+    path.write_text(json.dumps(told))
+    scope = SimpleNamespace(artifacts=Artifacts(inputs), seeds=[0, 1], proxy="main", has_gold=True)
+    found = Tilts(scope).differences()  # type: ignore[arg-type]
+    pairs = [("main", "implicit/dpo"), ("gold", "main"), ("gold", "implicit/dpo")]
+    assert list(dict.fromkeys((one["reward"], one["against"]) for one in found)) == pairs
+    knows = {"main": 5**-0.5, "implicit/dpo": 2**-0.5, "gold": 1.0}
+    errors = {}
+    for one in (one for one in found if one["kl"] == 0.2):
+        gain, pair = one["gold_gain"], (one["reward"], one["against"])
+        # For normal scores the gain is correlation times sqrt(2 KL).
+        assert gain["value"] == pytest.approx((knows[pair[0]] - knows[pair[1]]) * 0.4**0.5, abs=0.12)
+        assert (gain["low"] > 0) == (gain["value"] > 0)
+        assert gain["n"] == PROMPTS  # one is missing in one of the seeds
+        errors[pair] = gain["prompt_se"]
+    points = {one["reward"]: at(Tilts(scope).points(), one["reward"], 0.2)["gold_gain"] for one in found}  # type: ignore[arg-type]
+    assert errors["gold", "main"] < sum(points[name]["prompt_se"] ** 2 for name in ("gold", "main")) ** 0.5
+    assert Tilts(SimpleNamespace(**vars(scope) | {"has_gold": False})).differences() == []  # type: ignore[arg-type]
 
 
 def test_several_seeds_carry_their_variance_and_no_pool_or_gold_is_no_figure(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,12 +11,16 @@ import pytest
 from workbench.metrics.best_of_n import best_of_n_value, bound_kl
 from workbench.metrics.estimates import Array
 from workbench.metrics.tilt import (
+    AFTER,
+    EDGE,
     KL_TARGETS,
     MIN_ESS,
     betas,
     lower_ess,
     plug_in_kl,
     refusal,
+    refusals,
+    reward_at,
     tilt,
 )
 
@@ -108,6 +113,41 @@ def test_points_are_refused_where_weights_rest_on_few_candidates_and_where_a_tai
     found = tilt(heavy, [], 1.7)
     assert lower_ess(found) >= MIN_ESS
     assert "on halves" in str(refusal(found))
+
+
+def test_a_curve_ends_one_point_before_its_first_refused_one() -> None:
+    reward = np.random.default_rng(2).normal(size=(300, 64))
+    points = [tilt(reward, [], beta) for beta in (4.0, 2.0, 0.25, 3.0)]
+    assert [refusal(one) is None for one in points] == [True, True, False, True]
+    found = refusals(points)
+    assert found[:2] == [None, EDGE]
+    assert "effective sample size" in str(found[2])
+    assert found[3] == AFTER
+    assert refusals(points[:2]) == [None, None]
+    assert refusals(points[2:]) == [found[2], AFTER]
+
+
+def test_between_points_a_curve_is_linear_in_sqrt_kl_and_knows_what_kl_does_to_it() -> None:
+    """Value and spread against redrawing the prompts; outside nothing."""
+    reward, gold = drawn(400, 64)
+    curve = [tilt(reward, [gold], beta) for beta in betas(reward)[:4]]
+    kls = [float(one.seq_kl.mean()) for one in curve]
+    read = reward_at(curve, kls[1])
+    assert read is not None
+    assert read.mean() == pytest.approx(curve[1].gains[0].mean())
+    kl = ((kls[1] ** 0.5 + kls[2] ** 0.5) / 2) ** 2
+    read = reward_at(curve, kl)
+    assert read is not None
+    assert read.mean() == pytest.approx((curve[1].gains[0].mean() + curve[2].gains[0].mean()) / 2)
+    assert reward_at(curve, kls[0] * 0.9) is None
+    assert reward_at(curve, kls[-1] * 1.1) is None
+    rng = np.random.default_rng(4)
+    again = []
+    for _ in range(300):
+        rows = rng.integers(0, 400, 400)
+        drawn_again = [replace(one, seq_kl=one.seq_kl[rows], gains=(one.gains[0][rows],)) for one in curve]
+        again.append(float(np.mean(reward_at(drawn_again, kl))))
+    assert np.std(again) == pytest.approx(read.std() / 20, rel=0.15)
 
 
 def test_the_tilt_by_gold_gives_at_least_as_much_gold_as_best_of_n_at_its_true_kl() -> None:

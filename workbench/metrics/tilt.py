@@ -6,7 +6,7 @@ sum w log(w N) its KL. No optimizer is involved, so two rewards' curves differ i
 
 Both estimates are ratios, biased by O(1 / N): a candidate stands in its own normalizer. The delete-one jackknife
 N t - (N - 1) mean_i t(without i) takes that order out; what is left grows as few candidates carry the weight, and shows
-in two figures that decide whether a point is told (`refusal`):
+in two figures that decide whether a point is told (`refusal`, and `refusals` for what they make of a curve):
 
 - the effective sample size 1 / sum w^2 of a prompt, its 10th percentile over prompts at least 5;
 - KL estimated on halves of the pools differs from that on whole pools by at most 3%: heavy upper tails of a reward
@@ -33,6 +33,8 @@ MIN_ESS = 5.0
 ESS_QUANTILE = 0.1
 MAX_HALVING_SHIFT = 0.03
 KL_TARGETS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0)
+AFTER = "refused: a point at less KL is"
+EDGE = "refused: the next point is, and at the edge chance picks the points that pass"
 _BISECTIONS = 50
 _LEAST = -700.0  # exp of less is 0, and a pool without its best candidate would have no weight at all
 
@@ -151,6 +153,36 @@ def joined(parts: Sequence[Tilted]) -> Tilted:
     )
 
 
+def reward_at(curve: Sequence[Tilted], kl: float, which: int = 0) -> Array | None:
+    """One seed's gain at a KL, prompt by prompt: linear in sqrt(KL) between the points on either side.
+
+    Each prompt's number is the mean's influence function plus the mean, so that their mean is the curve's value and
+    their spread holds what the draw of prompts does to both gain and KL: differences of two curves are paired.
+
+    Args:
+        curve: The reward's points that were told, KL rising, on the same prompts.
+        kl: Nats.
+        which: Place of the gain in `gains`.
+
+    Returns:
+        (P,), or None outside of the curve: nothing is extrapolated.
+    """
+    u = np.sqrt(np.maximum([float(one.seq_kl.mean()) for one in curve], 1e-12))
+    wanted = math.sqrt(kl)
+    if len(u) < 2 or np.any(np.diff(u) <= 0) or not u[0] <= wanted <= u[-1]:
+        return None
+    right = min(max(int(np.searchsorted(u, wanted)), 1), len(u) - 1)
+    pair, ends = curve[right - 1 : right + 1], u[right - 1 : right + 1]
+    means = [float(one.gains[which].mean()) for one in pair]
+    slope = (means[1] - means[0]) / (ends[1] - ends[0])
+    share = (wanted - ends[0]) / (ends[1] - ends[0])
+    found: Array = sum(
+        weight * (one.gains[which] - slope * (one.seq_kl - end**2) / (2 * end))
+        for weight, one, end in zip((1 - share, share), pair, ends, strict=True)
+    )
+    return found
+
+
 def lower_ess(tilted: Tilted) -> float:
     """10th percentile over prompts of the effective sample size."""
     return float(np.quantile(tilted.ess, ESS_QUANTILE))
@@ -165,3 +197,20 @@ def refusal(tilted: Tilted) -> str | None:
     if not abs(whole - half) <= MAX_HALVING_SHIFT * whole:
         return f"refused: KL {whole:.3f} on whole pools but {half:.3f} on halves, expected a difference of at most 3%"
     return None
+
+
+def refusals(points: Sequence[Tilted]) -> list[str | None]:
+    """Why each point of a curve is not told, or None.
+
+    A curve ends before its first refused point, and one more point is left out there: at the edge the pools decide
+    which points pass, and those that do are the ones whose tails happened to look even.
+
+    Args:
+        points: KL rising.
+    """
+    found = [refusal(one) for one in points]
+    end = next((place for place, why in enumerate(found) if why is not None), len(found))
+    if end < len(found):
+        found[end:] = [why or AFTER for why in found[end:]]
+        found[max(end - 1, 0) : end] = [EDGE] * min(end, 1)
+    return found

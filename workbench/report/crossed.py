@@ -27,6 +27,11 @@ def lines(results: Mapping[str, Any]) -> list[str]:
     if points:
         told = ", ".join(f"{point['reward']} {interval(point['gold_gain'])}" for point in points)
         found.append(f"A perfect optimizer at about {number(points[0]['seq_kl']['value'])} nats gains in gold: {told}.")
+    ends = {(one["reward"], one["against"]): one for one in results.get("tilt_differences") or ()}  # KL rises
+    if ends:
+        told = "; ".join(f"{a} less {b} {interval(one['gold_gain'])} at {number(one['kl'])} nats"
+                         for (a, b), one in ends.items())  # fmt: skip
+        found.append(f"Perfect optimizers at the same KL, the largest compared, gold paired by prompt: {told}.")
     return found
 
 
@@ -114,4 +119,12 @@ def _tilts(results: Mapping[str, Any]) -> str:
     text += "percentile of prompts."
     text += f" {refused} points refused: too few candidates carry the weight." if refused else ""
     header = ("reward", "beta", "KL (nats)", "gain in gold", "proxy", "ESS")
-    return "\n\n".join(["## Perfect optimizers", *([table(header, rows)] if rows else []), text])
+    differences = [
+        [f"{escape(d['reward'])} less {escape(d['against'])}", number(d["kl"]), interval(d["gold_gain"]),
+         number(d["gold_gain"].get("minimum_detectable_effect"))]
+        for d in results.get("tilt_differences") or ()
+    ]  # fmt: skip
+    parts = ["## Perfect optimizers", *([table(header, rows)] if rows else []), text]
+    if differences:
+        parts.append(table(("gain in gold at the same KL", "KL (nats)", "difference", "detectable"), differences))
+    return "\n\n".join(parts)
