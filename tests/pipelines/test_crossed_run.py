@@ -61,6 +61,8 @@ def test_the_crossed_design_runs_from_the_command_to_the_report(tmp_path: Path) 
     # What the arm on the implicit reward optimized is measured in that reward's own column.
     assert arms["ppo-implicit"]["own_objective"]["value"] is not None
     assert {point["reward"] for point in results["tilt"]} == {"main", "implicit/dpo", "gold"}
+    compared = {(one["reward"], one["against"]) for one in results["tilt_differences"]}
+    assert compared <= {("main", "implicit/dpo"), ("gold", "main"), ("gold", "implicit/dpo")}
     keys = {row["instance"]: row["key"] for row in results["stages"]}
     facts = json.loads((home / "store" / keys["relabeled[main,sample,seed=0]"] / "out" / "facts.json").read_text())
     assert 0 < facts["turned"] < facts["pairs"]

@@ -187,5 +187,10 @@ def test_the_report_tells_table_gap_and_level_of_the_tilts() -> None:
         "-0.50 [-1.50, 0.50] from the optimizer and 0.00 [-1.00, 1.00] from relabeling (mean of both).",
         "A perfect optimizer at about 0.50 nats gains in gold: main 0.50, gold 0.70.",
     ]
+    ends = [{"reward": "gold", "against": "main", "kl": kl, "gold_gain": {"value": kl, "low": 0.1, "high": 9.0, "n": 9}}
+            for kl in (0.5, 0.75)]  # fmt: skip
+    more = results | {"tilt_differences": ends}
+    assert report.lines(more)[-1].endswith("gold paired by prompt: gold less main 0.75 [0.10, 9.00] at 0.75 nats.")
+    assert "| gold less main | 0.50 | 0.50 [0.10, 9.00] | - |" in report.sections(more)
     assert report.sections({}) == ""
     assert report.lines({"tilt": [], "decomposition": []}) == []
