@@ -182,7 +182,9 @@ def work_of_ours(records: Mapping[str, Mapping[str, Any]], plan: Mapping[str, An
         return sum(1 for _ in (records[instance]["folder"] / "generations.jsonl").open())
 
     def index(name: str) -> dict[str, Any]:
-        found = next(one for one in records.values() if one["instance"] == name or one["instance"].startswith(name))
+        # Whole names, or starts that end in a bracket or comma: sft is not sft_corpus.
+        begins = name if name[-1] in "[," else f"{name}["
+        found = next(one for one in records.values() if one["instance"] == name or one["instance"].startswith(begins))
         return dict(json.loads((found["folder"] / "index.json").read_text()))
 
     def last_step(name: str) -> int:

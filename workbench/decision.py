@@ -27,8 +27,8 @@ from typing import Literal
 from scipy import special
 
 from workbench.metrics.estimates import holm
-from workbench.metrics.variance import SEEDS_FOR_METHODS as SEEDS_FOR_METHODS
 from workbench.metrics.variance import Part, half_width_of, two_sided_p
+from workbench.results_base import SEEDS_FOR_METHODS as SEEDS_FOR_METHODS
 from workbench.results_base import E
 
 Outcome = Literal["better", "worse", "equivalent", "open"]

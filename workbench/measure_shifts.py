@@ -14,9 +14,8 @@ from workbench.metrics.calibration import ordered_like
 from workbench.metrics.contrast import Sample, difference_of_means
 from workbench.metrics.estimates import Array, mean_by_cluster
 from workbench.metrics.pair_margins import PairMargins, pairs_of_samples
-from workbench.metrics.variance import SEEDS_FOR_METHODS
 from workbench.results_agreement import AgreementPoint, Generalization, Shift
-from workbench.results_base import E
+from workbench.results_base import SEEDS_FOR_METHODS, E
 from workbench.types import Estimate
 
 STATEMENT = "DPO's implicit reward loses more accuracy out of distribution than the explicit reward model does"

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from workbench.types import Estimate, KLKind
 
+SEEDS_FOR_METHODS = 5  # fewer compare checkpoints, not methods
 Count = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 StandardError = Annotated[float, Field(ge=0)]

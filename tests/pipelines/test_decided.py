@@ -55,13 +55,15 @@ def test_every_annotator_sees_every_arm(results: Any) -> None:
     assert about["kind"] == "expected_win_rate"
     assert list(about["leave_one_out"]) == names
     agreed = {name: one["value"] for name, one in about["leave_one_out"].items()}
-    assert about["minority"] == [min(agreed, key=lambda name: agreed[name])]
+    assert set(about["minority"]) <= {min(agreed, key=lambda name: agreed[name])}
+    assert about["minority"] or about["reason"], "level annotators have no minority, and it is said"
     for label, arm in results["arms"].items():
         if label == "sft":
             assert arm["by_annotator"] == {}
             continue
         assert list(arm["by_annotator"]) == names
-        assert arm["minority_win_rate"]["value"] == arm["by_annotator"][about["minority"][0]]["value"]
+        if about["minority"]:
+            assert arm["minority_win_rate"]["value"] == arm["by_annotator"][about["minority"][0]]["value"]
         others = [arm["by_annotator"][name]["value"] for name in names if name not in about["minority"]]
         gap = sum(others) / len(others) - arm["minority_win_rate"]["value"]
         assert math.isclose(arm["minority_gap"]["value"], gap, abs_tol=1e-9)

@@ -139,18 +139,22 @@ def test_truncated_at_the_first_stop_id_and_the_truncated_text_is_scored(
 ) -> None:
     """EOS is kept apart from padding: the reward model reads it, and reads nothing behind it."""
     one = ppo_trainer(world, tmp_path)
-    read = []
+    read: set[tuple[int, ...]] = set()
     score = actor_critic.last_token_scores
-    monkeypatch.setattr(
-        actor_critic, "last_token_scores", lambda model, batch: read.append(batch) or score(model, batch)
-    )
+
+    def spy(model: Any, part: Any) -> Any:
+        read.update(tuple(ids[: int(size)].tolist()) for ids, size in zip(part.input_ids, part.lengths, strict=True))
+        return score(model, part)
+
+    monkeypatch.setattr(actor_critic, "last_token_scores", spy)
     rollout = one.roll_out()
-    (batch,) = read
+    batch = rollout.batch
     prompts, responses = [], []
     for ids, mask, keep in zip(batch.input_ids, batch.attention_mask, batch.response_mask, strict=True):
         real, length = ids[mask.bool()].tolist(), int(keep.sum())
         prompts.append(real[:-length])
         responses.append(real[-length:])
+    assert read == {(*prompt, *response) for prompt, response in zip(prompts, responses, strict=True)}
     for response, finished in zip(responses, rollout.finished.tolist(), strict=True):
         assert not set(response[:-1]) & set(STOPS)
         assert (response[-1] in STOPS) == finished
@@ -379,4 +383,8 @@ def test_all_metrics_are_logged_at_every_step(world: World, tmp_path: Path) -> N
 
 def test_metrics_are_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
-    assert [name for name in sorted(METRICS | {"stopped_early", "sft_loss", "score_scale", "reward_clip_fraction"}) if f"`{name}`" not in text] == []
+    assert [
+        name
+        for name in sorted(METRICS | {"stopped_early", "sft_loss", "score_scale", "reward_clip_fraction"})
+        if f"`{name}`" not in text
+    ] == []

@@ -350,7 +350,10 @@ def test_control_characters_of_the_file_never_reach_the_terminal(write: Write) -
         ("arms: {A b: {kind: dpo}}", "arms.A b: got the text 'A b', expected lower-case letters"),
         ("arms: {ppo: {batch_size: 5}}", "arms.ppo.batch_size: got 5 responses and 2 minibatches"),
         ("arms: {rloo: {generations_per_prompt: 1}}", "arms.rloo.generations_per_prompt: got 1, expected at least 2"),
-        ("arms: {rloo: {batch_size: 6, minibatches: 3}}", "arms.rloo.batch_size: got 6 responses and 4 generations per"),
+        (
+            "arms: {rloo: {batch_size: 6, minibatches: 3}}",
+            "arms.rloo.batch_size: got 6 responses and 4 generations per",
+        ),
         ("arms: {grpo: {batch_size: 8, minibatches: 3}}", "arms.grpo.batch_size: got 8 responses and 3 minibatches"),
         ("arms: {grpo: {reward: dpo}, dpo: {}}", "an arm's implicit reward cannot be trained on with grpo"),
         ("arms: {grpo: {reward: other}}", "arms.grpo.reward: got 'other', expected a reward model (main)"),
@@ -362,7 +365,10 @@ def test_control_characters_of_the_file_never_reach_the_terminal(write: Write) -
         ("arms: {dpo: {labels: other}}", "arms.dpo.labels: got 'other', expected given, a reward model (main) or"),
         ("arms: {dpo: {labels: ppo}, ppo: {}}", "arms.dpo.labels: got 'ppo', expected given, a reward model (main) or"),
         ("arms: {dpo: {labels: b}, b: {kind: dpo, labels: dpo}}", "but the labels go round: dpo -> b -> dpo"),
-        ("arms: {dpo: {labels_rule: flip}}", "arms.dpo.labels_rule: got the text 'flip', expected 'sample' or 'argmax'"),
+        (
+            "arms: {dpo: {labels_rule: flip}}",
+            "arms.dpo.labels_rule: got the text 'flip', expected 'sample' or 'argmax'",
+        ),
         ("reward_models: {given: {}, main: {}}", "reward_models.given: 'given' stands for the data's own labels"),
         ("arms: {best_of_n: {reward: dpo}}", "arms.best_of_n.reward: got 'dpo', expected a reward model (main)"),
         ("arms: {best_of_n: {n: 16, pool: 63}}", "arms.best_of_n.pool: got 63, expected at least 4 times"),

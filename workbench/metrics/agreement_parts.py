@@ -125,7 +125,9 @@ def _weighted(values: Array, pairs: PairMargins, edges: Array, target: Array, na
     if counts[target > 0].min(initial=MIN_PAIRS) < MIN_PAIRS:
         thin = int(counts[target > 0].argmin())
         return _none(n, f"undefined: {int(counts[target > 0][thin])} pairs are as far apart as a part of {name}'s")
-    each = [len({kept.prompts[row] for row in np.flatnonzero(place == bucket).tolist()}) for bucket in range(len(target))]
+    each = [
+        len({kept.prompts[row] for row in np.flatnonzero(place == bucket).tolist()}) for bucket in range(len(target))
+    ]
     if (fewest := min((one for one, share in zip(each, target, strict=True) if share > 0), default=0)) < MIN_PROMPTS:
         return _none(n, f"undefined: pairs of {fewest} prompts are as far apart as a part of {name}'s")
     means = np.bincount(place, weights=y, minlength=len(target)) / np.maximum(counts, 1)

@@ -15,8 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from workbench.metrics.lines import MIN_PROMPTS, Line, contenders, joint, means, prompt_draws, simultaneous
-from workbench.metrics.variance import SEEDS_FOR_METHODS
-from workbench.results_base import E
+from workbench.results_base import SEEDS_FOR_METHODS, E
 from workbench.results_curves import PairsEffect
 
 LEVEL = 0.975

@@ -29,6 +29,8 @@ import numpy.typing as npt
 from scipy import special
 from scipy.optimize import brentq
 
+from workbench.results_base import SEEDS_FOR_METHODS
+
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
 Part = tuple[float, float]
@@ -36,7 +38,6 @@ Part = tuple[float, float]
 
 CONFIDENCE = 0.95
 TAIL = 1 - (1 - CONFIDENCE) / 2
-SEEDS_FOR_METHODS = 5  # fewer compare checkpoints, not methods
 _ENOUGH_DF = SEEDS_FOR_METHODS - 1
 
 

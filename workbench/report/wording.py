@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workbench.metrics.variance import SEEDS_FOR_METHODS
+from workbench.results_base import SEEDS_FOR_METHODS
 
 _ESCAPE_SEQUENCES = re.compile(
     r"\x1b\][^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"  # OSC: titles, links, clipboard

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workbench.metrics.variance import SEEDS_FOR_METHODS
 from workbench.report.wording import clean, interval, number, run_seeds
+from workbench.results_base import SEEDS_FOR_METHODS
 
 TRUTHS = {
     "gold": "gold",
