@@ -52,7 +52,7 @@ class Lines:
             return None
         by_step = [{point["step"]: point for point in reversed(one["points"])} for one in found.values()]
         steps = tuple(sorted(set.intersection(*(set(one) for one in by_step))))
-        names = list(dict.fromkeys(next(iter(found.values()))["prompt_id"]))
+        names = sorted(set(next(iter(found.values()))["prompt_id"]))  # no figure hangs on the order of rows
 
         def table(column: str) -> Array:
             return np.stack(
@@ -151,7 +151,7 @@ class Lines:
     def trajectory_start(self, label: str) -> Start:
         """The SFT's samples of an arm's trajectory."""
         found = self.trajectories(label, own=True)
-        names = list(dict.fromkeys(next(iter(found.values()))["prompt_id"]))
+        names = sorted(set(next(iter(found.values()))["prompt_id"]))  # no figure hangs on the order of rows
 
         def table(column: str, power: int) -> Array:
             return np.stack(

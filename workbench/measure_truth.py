@@ -53,7 +53,7 @@ class Truths:
     ) -> list[Overoptimization]:
         wins = self.verdicts.over_baseline(judge, label, runs)
         seeds = [one.seed for one in runs]
-        names = list(dict.fromkeys(wins.prompts))
+        names = sorted(set(wins.prompts))
         # Wins number the run seeds or name them; either way in the order of the runs.
         order = {seed: seeds[place] for place, seed in enumerate(dict.fromkeys(wins.seeds))}
         rows = {(order[s], p): w - 0.5 for s, p, w in zip(wins.seeds, wins.prompts, wins.wins.tolist(), strict=True)}

@@ -64,9 +64,11 @@ def test_every_annotator_sees_every_arm(results: Any) -> None:
         assert list(arm["by_annotator"]) == names
         if about["minority"]:
             assert arm["minority_win_rate"]["value"] == arm["by_annotator"][about["minority"][0]]["value"]
-        others = [arm["by_annotator"][name]["value"] for name in names if name not in about["minority"]]
-        gap = sum(others) / len(others) - arm["minority_win_rate"]["value"]
-        assert math.isclose(arm["minority_gap"]["value"], gap, abs_tol=1e-9)
+            others = [arm["by_annotator"][name]["value"] for name in names if name not in about["minority"]]
+            gap = sum(others) / len(others) - arm["minority_win_rate"]["value"]
+            assert math.isclose(arm["minority_gap"]["value"], gap, abs_tol=1e-9)
+        else:
+            assert arm["minority_win_rate"] is arm["minority_gap"] is None
         # Labels are noisy judgments of gold: nearer to a half than gold's own verdict, on the same side.
         assert abs(arm["by_annotator"]["careful"]["value"] - 0.5) <= abs(arm["win_rate"]["value"] - 0.5) + 0.05
 
