@@ -70,7 +70,11 @@ def test_serves_the_runs_and_ends_cleanly(number: signal.Signals, tmp_path: Path
     port = free_port()
     script = "import sys; from pathlib import Path; from workbench.ui import serve\n"
     script += f"sys.exit(serve(Path(sys.argv[1]), port={port}))"
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    # A shell's background job starts with SIGINT ignored, and hands that on.
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     try:
         url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
         while probe(url, 2.0) is not None:
