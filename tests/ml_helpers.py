@@ -178,6 +178,17 @@ def build_world(root: Path, *, train: int = 24, head_scale: float = 1.0) -> Worl
     return world
 
 
+def token_scores(
+    reward_model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor
+) -> torch.Tensor:
+    """(B, T) float32: the head's output at every position, from a pass with mask and positions given."""
+    hidden = reward_model.base_model(
+        input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+    ).last_hidden_state
+    scores: torch.Tensor = reward_model.score(hidden).squeeze(-1).float()
+    return scores
+
+
 def policy_of(folder: Path) -> Any:
     """The policy in a folder, frozen."""
     return load_policy(folder, CPU)

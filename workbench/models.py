@@ -128,15 +128,6 @@ def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
-def token_scores(reward_model: Any, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
-    """(B, T) float32: the head's output at every position; at the last real token it is the score."""
-    hidden = reward_model.base_model(
-        input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-    ).last_hidden_state
-    scores: Tensor = reward_model.score(hidden).squeeze(-1).float()
-    return scores
-
-
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """Writes safetensors, config and tokenizer, so that the folder stands alone."""
     model.save_pretrained(folder)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from tests.ml_helpers import CPU, PAD, World, build_world, tiny_model
+from tests.ml_helpers import CPU, PAD, World, build_world, tiny_model, token_scores
 from workbench.errors import DivergenceError, IntegrityError
 from workbench.models import (
     check_finite,
@@ -24,7 +24,6 @@ from workbench.models import (
     parameter_count,
     save_model,
     tensors_digest,
-    token_scores,
     trunk_digest,
 )
 from workbench.policy_set import (
