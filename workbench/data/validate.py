@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from workbench.data.findings import CODES, Finding, Findings
 from workbench.data.formats import RowError, Texts, parse_pair, parse_prompt
@@ -56,6 +56,16 @@ class Options:
     split: Split | None = None
 
 
+class Observer(Protocol):
+    """Sees every row that could be parsed, in the order of the source, before any is dropped as equal or duplicate."""
+
+    def see(self, row: int, texts: Texts) -> None:
+        """One parsed row and its 1-based row number."""
+
+    def finish(self, findings: Findings) -> None:
+        """Called once, after the last row and before the report is made: adds what the rows show together."""
+
+
 def source_name(source: str | Path) -> str:
     """How messages and records name a source: a file's own name, so that nothing depends on where it lies."""
     path = Path(source)
@@ -63,7 +73,12 @@ def source_name(source: str | Path) -> str:
 
 
 def load_pairs(
-    source: str | Path, options: Options, *, tokenizer: Any = None, stop: bool = True
+    source: str | Path,
+    options: Options,
+    *,
+    tokenizer: Any = None,
+    stop: bool = True,
+    observers: Sequence[Observer] = (),
 ) -> tuple[list[PreferencePair], Report]:
     """Reads preference pairs of any known format.
 
@@ -72,6 +87,7 @@ def load_pairs(
         options: What to do with what is found.
         tokenizer: Renders conversational rows; not needed for others.
         stop: Raise if there is an error; else the report tells.
+        observers: Further checks; each sees every parsed row once.
 
     Raises:
         DataError: There is an error (with `stop`), or the source does not exist.
@@ -86,6 +102,10 @@ def load_pairs(
     _find_contradictions(kept, findings)
     splits = _splits(kept, findings, options)
     _check_any(kept, total, findings)
+    for observer in observers:
+        for number, texts in parsed:
+            observer.see(number, texts)
+        observer.finish(findings)
     report = Report(rows=total, kept=len(kept), findings=tuple(findings.all()))
     if stop:
         findings.raise_errors()
