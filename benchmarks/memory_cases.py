@@ -135,7 +135,8 @@ def _reward(root: Path, name: str, shape: Shape, lora: dict[str, Any] | None) ->
 def _dpo(root: Path, scratch: Path, shape: Shape, lora: dict[str, Any] | None) -> None:
     from pipelines import dpo
 
-    block = DPO(epochs=1.0, batch_size=shape.batch // 2, learning_rate=1e-5, checkpoint_every_steps=NEVER)
+    never: dict[str, Any] = {"checkpoint_every_steps": NEVER, "checkpoint_at_steps": []}
+    block = DPO(epochs=1.0, batch_size=shape.batch // 2, learning_rate=1e-5, **never)
     inputs = {"sft": root / "sft", "pairs": root / "pairs", "reference_logprobs": root / "reference"}
     log = log_of(scratch / "work", shape)
     (scratch / "out").mkdir()

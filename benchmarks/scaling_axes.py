@@ -41,7 +41,8 @@ def base() -> Raw:
     raw["resources"]["workers"] = 1
     raw["tracking"]["enabled"] = False
     raw["arms"] = {label: raw["arms"][label] for label in ("dpo", "best_of_n")}
-    raw["arms"]["dpo"] |= {"epochs": 1, "batch_size": 32, "checkpoint_every_steps": 100_000}
+    never: dict[str, Any] = {"checkpoint_every_steps": 100_000, "checkpoint_at_steps": []}
+    raw["arms"]["dpo"] |= {"epochs": 1, "batch_size": 32, **never}
     raw["reward_models"]["main"] |= {"epochs": 1, "batch_size": 32, "checkpoint_every_steps": 100_000}
     raw["evaluation"] |= {"prompts": 8, "samples_per_prompt": 2, "trajectory_prompts": 0, "batch_size": 256}
     return raw

@@ -211,7 +211,8 @@ def reward_config(**changes: Any) -> dict[str, Any]:
 
 def dpo_config(**changes: Any) -> dict[str, Any]:
     """A small DPO block with what the graph adds to it."""
-    return DPO(**({"epochs": 2, "batch_size": 8, "checkpoint_every_steps": 2} | changes)).model_dump() | _COMMON
+    small = {"epochs": 2, "batch_size": 8, "checkpoint_every_steps": 2, "checkpoint_at_steps": []}
+    return DPO(**(small | changes)).model_dump() | _COMMON
 
 
 def sft_config(**changes: Any) -> dict[str, Any]:

@@ -186,6 +186,10 @@ class DPO(Section):
     checkpoint_every_steps: Count = Field(
         default=25, description="Steps between checkpoints, which the trajectory uses."
     )
+    checkpoint_at_steps: list[Count] = Field(
+        default_factory=lambda: [6, 12, 18],
+        description="Also a checkpoint after each of these steps: KL rises fastest early, and curves need its points.",
+    )
     labels: Label = Field(
         default="given",
         description="Whose labels the training pairs carry: given (the data's), a reward model's, or those of another "

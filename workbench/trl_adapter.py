@@ -68,6 +68,7 @@ class TrainSpec:
     max_grad_norm: float
     checkpoint_every_steps: int
     seed: int
+    checkpoint_at_steps: Sequence[int] = ()  # a policy is kept there too
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], seed: int) -> TrainSpec:
@@ -76,6 +77,7 @@ class TrainSpec:
         return cls(
             **{name: config[name] for name in names},
             checkpoint_every_steps=config["checkpoint_every_steps"],
+            checkpoint_at_steps=config.get("checkpoint_at_steps", ()),
             seed=seed,
         )
 
@@ -319,7 +321,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         check_finite(model, f"after step {step}")
         self.good = step
         due = step % self.spec.checkpoint_every_steps == 0
-        if self.keep is not None and (due or last):
+        if self.keep is not None and (due or last or step in self.spec.checkpoint_at_steps):
             self.keep(step)
         self.stopped = self.log.stop_requested() and not last
         if (due or self.stopped) and not last:

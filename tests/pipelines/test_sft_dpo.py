@@ -245,11 +245,13 @@ def test_dpo_that_diverges_at_once_keeps_the_sft_and_says_so(
 def test_dpo_resumes_exactly_and_its_output_does_not_depend_on_where_it_ran(
     world: World, reference: Path, tmp_path: Path
 ) -> None:
-    expected = train_dpo(world, reference, whole := Log(tmp_path / "whole"))
+    kept = {"checkpoint_at_steps": [1, 3, 50]}  # between those of every second step; 50 is never reached
+    expected = train_dpo(world, reference, whole := Log(tmp_path / "whole"), **kept)
+    assert [one.step for one in read_policy_set(expected).checkpoints] == [1, 2, 3, 4, 6]
     for at in (1, 3, 5):
         with pytest.raises(Killed):
-            train_dpo(world, reference, Log(tmp_path / "work", kill_at=at))
+            train_dpo(world, reference, Log(tmp_path / "work", kill_at=at), **kept)
     with pytest.raises(StageInterrupted):
-        train_dpo(world, reference, Log(tmp_path / "work", stop_at=5))
-    same(train_dpo(world, reference, log := Log(tmp_path / "work")), expected)
+        train_dpo(world, reference, Log(tmp_path / "work", stop_at=5), **kept)
+    same(train_dpo(world, reference, log := Log(tmp_path / "work"), **kept), expected)
     assert log.lines() == whole.lines()
