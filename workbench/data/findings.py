@@ -8,18 +8,20 @@ from typing import Any, Final, Literal
 
 from workbench.errors import DataError
 
-Severity = Literal["error", "warning"]
-Scope = Literal["row", "file", "note"]
+Severity = Literal["error", "warning", "info"]
+Scope = Literal["row", "file", "note", "fact"]
+SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "info")
 SHOWN: Final = 10
 
 
 @dataclass(frozen=True)
 class Code:
     """One kind of finding. Scope "row": an error that `drop_invalid` turns into a dropped row; "file": always an
-    error; "note": a warning."""
+    error; "note": a warning; "fact": neither, worth knowing. `option` of `workbench data check` bears on it."""
 
     scope: Scope
     fix: str
+    option: str = ""
 
 
 _INVALID = " Or drop such rows, counted and listed, with drop_invalid."
@@ -30,9 +32,13 @@ CODES: Final[Mapping[str, Code]] = {
     "bom": Code("file", "Save the file as UTF-8 without a byte order mark."),
     "json_array": Code("file", "Write one JSON object per line (JSON Lines), not one array."),
     "mixed_formats": Code("file", "Give every row the same format, or split the file in two."),
-    "no_chat_template": Code("file", "Give a model whose tokenizer has a chat template, or render the texts yourself."),
-    "mixed_splits": Code("file", "Give every row a 'split', or none of them."),
-    "too_many_identical": Code("file", "Find out why the two responses are equal, or raise max_identical_fraction."),
+    "no_chat_template": Code(
+        "file", "Give a model whose tokenizer has a chat template, or render the texts yourself.", "--model"
+    ),
+    "mixed_splits": Code("file", "Give every row a 'split', or none of them.", "--splits"),
+    "too_many_identical": Code(
+        "file", "Find out why the two responses are equal, or raise max_identical_fraction.", "--max-identical"
+    ),
     "malformed_json": Code("row", "Write one valid JSON object per line." + _INVALID),
     "duplicate_key": Code("row", "Keep one value per key; which one is meant cannot be known." + _INVALID),
     "malformed_csv": Code("row", "Give every row as many cells as the header, quoted where needed." + _INVALID),
@@ -49,13 +55,53 @@ CODES: Final[Mapping[str, Code]] = {
     "bad_annotations": Code("row", "Give a list of {annotator: text, prefers_first: true|false}." + _INVALID),
     "bad_margin": Code("row", "Give target_margin as a finite number, or leave it out." + _INVALID),
     "bad_split": Code("row", "Use 'train', 'validation', 'test' or 'ood'." + _INVALID),
-    "identical_pair": Code("note", "Dropped: equal responses carry no preference."),
+    "identical_pair": Code("note", "Dropped: equal responses carry no preference.", "--max-identical"),
+    "near_duplicate": Code("note", "Kept; drop one of each, or raise the threshold.", "--near-duplicates"),
+    "split_leak": Code("file", "Keep each prompt in one split, or give no splits and split by prompt.", "--splits"),
+    "near_leak": Code("note", "Move both rows to one split, or drop the held-out one.", "--near-duplicates"),
+    "continued_leak": Code("note", "Split by conversation: give a 'split' that all its turns share.", "--splits"),
+    "empty_split": Code("file", "Give more prompts, or larger fractions.", "--splits"),
+    "few_test_prompts": Code("note", "Give more test prompts, or read win rates with this interval.", "--precision"),
+    "precision": Code("fact", "Nothing to do.", "--precision"),
+    "length_imbalance": Code(
+        "note",
+        "Read win rates at equal length; add pairs whose shorter response is better, or give margins.",
+        "--length-band",
+    ),
+    "length_balance": Code("fact", "Nothing to do.", "--length-band"),
+    "position_imbalance": Code("note", "Show each pair in a random order, or in both.", "--position-band"),
+    "position_balance": Code("fact", "Nothing to do.", "--position-band"),
+    "pii_email": Code("note", "Replace it by a placeholder before you train or publish.", "--no-pii"),
+    "pii_phone": Code("note", "Replace it by a placeholder before you train or publish.", "--no-pii"),
+    "pii_card": Code("note", "Replace it by a placeholder before you train or publish.", "--no-pii"),
+    "pii_iban": Code("note", "Replace it by a placeholder before you train or publish.", "--no-pii"),
+    "pii_ip": Code("note", "Replace it by a placeholder before you train or publish.", "--no-pii"),
+    "no_pad": Code("file", "Set pad_token in a copy of the tokenizer to a token that responses never hold.", "--model"),
+    "no_eos": Code("file", "Name the ids that end a response.", "--stop-token-id"),
+    "pad_is_stop": Code("file", "Give two different ids: masked padding would mask the end of responses.", "--model"),
+    "over_length_prompt": Code("note", "Left out of every arm; raise the limit, or shorten.", "--max-prompt-tokens"),
+    "prompt_leaves_no_room": Code(
+        "note", "Left out of every arm; shorten it, or ask for shorter responses.", "--max-response-tokens"
+    ),
+    "over_length_pair": Code("note", "Left out of every arm; shorten it, or take a longer context.", "--max-length"),
+    "empty_tokens": Code("note", "Left out of every arm: nothing is left for the model to read.", "--model"),
+    "identical_tokens": Code("note", "Left out of every arm: the model cannot tell the two apart.", "--model"),
+    "boundary_merged": Code(
+        "note", "Responses are tokenized alone there; end prompts with a space or a line end.", "--model"
+    ),
+    "holds_stop_token": Code("note", "What follows it is cut; escape the token if it was meant as text.", "--model"),
     "identical_samples": Code("note", "Dropped: equal samples carry no preference."),
-    "duplicate_pair": Code("note", "Kept; drop all but the first with deduplicate."),
+    "duplicate_pair": Code("note", "Kept; drop all but the first with deduplicate.", "--deduplicate"),
     "duplicate_prompt": Code("note", "All but the first are left out, because a prompt is asked once."),
     "contradiction": Code("note", "Kept: annotators disagree. Check the labels if the rate surprises you."),
     "fewer_pairs": Code("note", "Sample more responses per prompt, or ask for fewer pairs."),
 }
+
+
+def option_of(code: str) -> str:
+    """The option of `workbench data check` that bears on a code."""
+    known = CODES[code]
+    return known.option or {"row": "--drop-invalid", "file": ""}.get(known.scope, "--severity")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +110,7 @@ class Finding:
 
     Args:
         code: A name in `CODES`.
-        severity: "error" stops the data from being used.
+        severity: "error" stops the data from being used; "info" asks for nothing.
         count: How many there are in all.
         rows: 1-based line numbers (row numbers where the file has no lines) of the first ten; empty: the whole file.
         message: The first one in words, and how many more there are.
@@ -127,10 +173,12 @@ class Findings:
 
     def _severity(self, code: str) -> Severity:
         scope = CODES[code].scope
+        if scope == "fact":
+            return "info"
         return "error" if scope == "file" or (scope == "row" and not self.drop_invalid) else "warning"
 
     def all(self) -> list[Finding]:
-        """Every finding, errors first, otherwise in the order in which they were met."""
+        """Every finding, errors first, facts last, otherwise in the order in which they were met."""
         found = [
             Finding(
                 code=code,
@@ -142,7 +190,7 @@ class Findings:
             )
             for code, entry in self._entries.items()
         ]
-        return sorted(found, key=lambda finding: finding.severity != "error")
+        return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
     def _summary(self, code: str, entry: _Entry) -> str:
         dropped = "dropped: " if CODES[code].scope == "row" and self.drop_invalid else ""
