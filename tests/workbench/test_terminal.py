@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from workbench.report import wording, wording_curves
 from workbench.report.live import LiveView
+from workbench.report.sparkline import sparkline
 from workbench.report.summary import escape, markdown, note, write_report
 from workbench.report.terminal import make_console, print_plan, print_results
 from workbench.results import Results
@@ -251,6 +253,7 @@ class Happened:
     cached: bool = False
     why: str = ""
     cost: Cost | None = None
+    path: Path | None = None
 
 
 EVENTS = [
@@ -290,6 +293,28 @@ def test_live_view_is_silent_when_quiet() -> None:
     file = io.StringIO()
     run_view(LiveView(quiet=True, console=make_console(file=file)))
     assert file.getvalue() == ""
+
+
+def test_sparkline_shows_the_course_of_a_series() -> None:
+    assert sparkline([]) == ""
+    assert sparkline([2.0, 2.0]) == "▅▅"
+    assert sparkline([8, 7, 6, 5, 4, 3, 2, 1]) == "█▇▆▅▄▃▂▁"
+    assert sparkline([float("nan"), 0.0, 1.0]) == "▁█"
+    assert sparkline([*range(1200)], width=4) == "▁▃▆█"
+
+
+def test_live_view_draws_the_headline_metric_of_a_running_stage(tmp_path: Path) -> None:
+    lines = [{"step": i, "unix_s": 1.0 + i, "values": {"grad_norm": 9.0, "loss": 8.0 - i}} for i in range(8)]
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    file = io.StringIO()
+    view = LiveView(console=Console(file=file, force_terminal=True, width=120, markup=False))
+    with view:
+        for event in (EVENTS[3], EVENTS[4], Happened("metrics", "ppo[ppo,seed=0]", path=metrics)):
+            view(event)
+        assert view._bars is not None
+        view._bars.refresh()
+    assert "█▇▆▅▄▃▂▁ loss 1" in file.getvalue()
 
 
 def test_live_view_draws_bars_on_a_terminal() -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from workbench.report.sparkline import Trend
 from workbench.report.terminal import make_console
 from workbench.report.wording import clean, seconds
 
@@ -18,8 +19,9 @@ MAX_BARS = 8
 class Event(Protocol):
     """What the executor reports (workbench.outcome.Event). Fields that a kind does not use may be missing.
 
-    `kind`: planned, waiting, started, progress, message, finished, failed, skipped, interrupted; others are ignored.
-    Further: done, total, note, message, cached, why, wall_s or cost.wall_s.
+    `kind`: planned, waiting, started, progress, message, metrics, finished, failed, skipped, interrupted;
+    others are ignored.
+    Further: done, total, note, message, cached, why, wall_s or cost.wall_s; metrics: path of the metrics.jsonl.
     """
 
     @property
@@ -50,15 +52,17 @@ class LiveView:
         self._quiet = quiet
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
+        self._trends: dict[str, Trend] = {}
         self._overall: TaskID | None = None
         self._planned = self._reused = self._ended = 0
         if self._console.is_terminal and not quiet:
             self._bars = Progress(
                 TextColumn("{task.description}", markup=False),  # "ppo[ppo,seed=0]" is no markup
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=16),
                 TextColumn("{task.fields[amount]}", markup=False),
                 TimeElapsedColumn(),
                 _TimeLeft(),
+                TextColumn("{task.fields[trend]}", style="green", markup=False),
                 TextColumn("{task.fields[note]}", style="dim", markup=False),
                 console=self._console,
                 transient=True,
@@ -90,6 +94,8 @@ class LiveView:
                 self._started(instance)
             case "progress":
                 self._progress(instance, event)
+            case "metrics":
+                self._metrics(instance, event)
             case "message":
                 said = _field(event, "message") or _field(event, "note")
                 self._line(f"{instance}: {said}" if instance else said)
@@ -107,7 +113,7 @@ class LiveView:
         if self._bars is None:
             self._line(f"{instance}: started")
         elif instance not in self._tasks and len(self._tasks) < MAX_BARS:
-            self._tasks[instance] = self._bars.add_task(instance, total=None, amount="", note="")
+            self._tasks[instance] = self._bars.add_task(instance, total=None, amount="", trend="", note="")
 
     def _progress(self, instance: str, event: Event) -> None:
         if self._bars is None:
@@ -119,6 +125,12 @@ class LiveView:
             amount = f"{done:,}/{total:,}" if total else f"{done:,}"
             self._bars.update(task, completed=done, total=total or None, amount=amount, note=_field(event, "note")[:40])
 
+    def _metrics(self, instance: str, event: Event) -> None:
+        path, task = getattr(event, "path", None), self._tasks.get(instance)
+        if self._bars is not None and task is not None and path is not None:
+            trend = self._trends.setdefault(instance, Trend())
+            self._bars.update(task, trend=trend.update(path))
+
     def _over(self, instance: str, event: Event) -> None:
         if getattr(event, "cached", False):
             if self._planned == 0:
@@ -129,6 +141,7 @@ class LiveView:
         self._ended += 1
         if self._bars is not None and instance in self._tasks:
             self._bars.remove_task(self._tasks.pop(instance))
+            self._trends.pop(instance, None)
         cost = getattr(event, "cost", None)
         wall_s = getattr(event, "wall_s", getattr(cost, "wall_s", None))
         why = _field(event, "message") or _field(event, "why") or _field(event, "note")
@@ -143,7 +156,7 @@ class LiveView:
             return
         amount = f"{min(self._ended, to_run)}/{to_run}" + (f" (+{self._reused} reused)" if self._reused else "")
         if self._overall is None:
-            self._overall = self._bars.add_task("all stages", total=to_run, amount=amount, note="")
+            self._overall = self._bars.add_task("all stages", total=to_run, amount=amount, trend="", note="")
         self._bars.update(self._overall, completed=min(self._ended, to_run), total=to_run, amount=amount)
 
     def _line(self, text: str, style: str = "") -> None:
