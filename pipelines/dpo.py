@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from workbench.data.subset import subset_rows
 from workbench.errors import IntegrityError
 from workbench.evaluation import numerics
+from workbench.label_targets import read_targets
 from workbench.lora import POLICY, Lora, add_adapter, base_digest, operations_per_token, parametrization
 from workbench.models import Placement, load_policy
 from workbench.policy_set import keep_start, publish_checkpoints, read_policy_set, write_policy_set
@@ -22,7 +24,8 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
 
     Args:
         config: An `arms.*` block of kind dpo, with `trust_remote_code`, and `lora` where adapters are trained instead
-            of all weights; the checkpoints are whole models all the same, the adapters merged.
+            of all weights; the checkpoints are whole models all the same, the adapters merged. `pairs` and `pairs_seed`
+            where it sees a subset of the training pairs.
         inputs: `sft` (policy set), `pairs` (packed), `reference_logprobs`.
         out: Receives the policy set.
         log: Seed, resources, metrics, cost.
@@ -54,10 +57,12 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
             where=str(inputs["reference_logprobs"]),
         )
     logprobs = {f"ref_{side}_logps": reference[side] for side in ("chosen", "rejected")}
-    staged = StagedPairs(pairs, placement.device, values=logprobs)
+    staged = StagedPairs(pairs, placement.device, values=logprobs | read_targets(pairs.folder, len(pairs)))
 
     # ---- 3. Train: sigmoid loss, eq. 7, and perhaps the likelihood of the chosen responses.
     train = pairs.split_rows("train")
+    if config.get("pairs") is not None:
+        train = subset_rows(pairs, config["pairs"], config["pairs_seed"])
     order = [train[i] for i in training_order(len(train), config["epochs"], log.seed)]
     kept = log.work / "policies"
     spec = TrainSpec.from_config(config, log.seed)
@@ -73,6 +78,7 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
         "sft_tensors": start,
         "reference_tensors": str(reference["reference_tensors"]),
         "consumed_pairs": trained.consumed,
+        "consumed_labels": trained.consumed_labels,
         "pairs_filter": pairs.filter_digest(),
         "numerics": numerics(policy),
         "beta": config["beta"],

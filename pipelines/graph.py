@@ -30,7 +30,7 @@ from pipelines.graph_judges import judgments
 from pipelines.graph_labels import labeled_pairs, learning_order, ppo_reward, teacher
 from pipelines.graph_rewards import checkpoint_rewards, held_out_margins, temperature_shift
 from pipelines.sources import Origin
-from workbench.config import DPO, GRPO, PPO, RLOO, BestOfN, Comparison
+from workbench.config import DPO, GRPO, PPO, RLOO, BestOfN, Comparison, RewardModel
 from workbench.config_labels import GIVEN
 from workbench.stages import External
 
@@ -112,11 +112,8 @@ def _evaluate(graph: Graph, shared: dict[str, str], rewards: Mapping[str, str], 
 
 
 def _reward_model(graph: Graph, shared: dict[str, str], name: str, run: int) -> str:
-    config = graph.comparison.reward_models[name].model_dump(mode="json") | training(graph)
-    if config["pairs"] is None:
-        del config["pairs"]
-    else:
-        config["pairs_seed"] = pairs_seed(run)
+    block = graph.comparison.reward_models[name]
+    config = block.model_dump(mode="json", exclude={"pairs"}) | training(graph) | subset(block.pairs, run)
     return graph.add(
         "reward_model", (name, f"seed={run}"), "pipelines.reward_model:run", config,
         {"sft": shared["sft"], "pairs": shared["pairs"], "prompts": shared["prompts"]},
@@ -126,7 +123,8 @@ def _reward_model(graph: Graph, shared: dict[str, str], name: str, run: int) -> 
 
 def _dpo(graph: Graph, shared: dict[str, str], rewards: Mapping[str, str], label: str, arm: DPO, run: int) -> None:
     told = {name: value for name, value in training(graph).items() if name in ("trust_remote_code", "lora")}
-    config = arm.model_dump(mode="json", exclude={"kind", "labels", "labels_rule"}) | told
+    config = arm.model_dump(mode="json", exclude={"kind", "labels", "labels_rule", "pairs"}) | told
+    config |= subset(arm.pairs, run)
     pairs = labeled_pairs(graph, shared, rewards, arm, run)
     policy = graph.add(
         "dpo", (label, f"seed={run}"), "pipelines.dpo:run", config, {"sft": shared["sft"]} | pairs,
@@ -197,7 +195,7 @@ def _pool_roles(
 
 
 def pairs_seed(run: int) -> int:
-    """Of the order in which reward models with fewer pairs take them: one for all of a run seed."""
+    """Of the order in which reward models and dpo arms with fewer pairs take them: one for all of a run seed."""
     return derive(run, "reward_pairs")
 
 
@@ -208,6 +206,11 @@ def _measure(graph: Graph, base: Mapping[str, str]) -> None:
         inputs |= {f"{label}/{run}/{role}": instance for role, instance in roles.items()}
     for run in graph.comparison.seeds.runs:
         for name in graph.comparison.reward_models:
+def subset(pairs: int | None, run: int) -> dict[str, int]:
+    """Config fields of a stage that trains on fewer pairs; none where it takes all."""
+    return {} if pairs is None else {"pairs": pairs, "pairs_seed": pairs_seed(run)}
+
+
             inputs[f"reward/{name}/{run}"] = f"reward_model[{name},seed={run}]"
     comparison = graph.comparison
     semantic = comparison.semantic()
@@ -219,20 +222,22 @@ def _measure(graph: Graph, base: Mapping[str, str]) -> None:
         "judge_kinds": {
             name: comparison.judges[name].kind
             for name in comparison.evaluation.judges
+    dpo_arms = {label: arm for label, arm in comparison.arms.items() if isinstance(arm, DPO)}
+    learners: dict[str, RewardModel | DPO] = {**comparison.reward_models, **dpo_arms}
             if name in comparison.judges
         },
         "annotators": [one.model_dump() for one in source.annotators] if source else None,
         "labels_per_pair": comparison.data.labels_per_pair,
         "reward_pairs": {
-            name: {"pairs": model.pairs, "seeds": {str(run): pairs_seed(run) for run in comparison.seeds.runs}}
-            for name, model in comparison.reward_models.items()
-            if model.pairs is not None
+            name: {"pairs": one.pairs, "seeds": {str(run): pairs_seed(run) for run in comparison.seeds.runs}}
+            for name, one in learners.items()
+            if one.pairs is not None
         },
         # Arms are compared by the pairs behind their rewards only where nothing else differs.
         "reward_settings": {
             name: model.model_dump(mode="json", exclude={"pairs", "checkpoint_every_steps"})
             for name, model in comparison.reward_models.items()
-            if any(one.pairs is not None for one in comparison.reward_models.values())
+            if any(one.pairs is not None for one in learners.values())
         },
     }  # fmt: skip
     graph.add(

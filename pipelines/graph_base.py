@@ -74,6 +74,8 @@ def tag(arm: Arm, arms: Mapping[str, Arm]) -> str:
     settings = arm.model_dump(mode="json")
     if settings.get("labels") == GIVEN:  # the data's own labels redraw nothing
         del settings["labels"], settings["labels_rule"]
+    if settings.get("pairs", 0) is None:
+        del settings["pairs"]
     for name in ("reward", "labels"):
         if settings.get(name) in arms:
             settings[name] = "implicit"
@@ -82,9 +84,11 @@ def tag(arm: Arm, arms: Mapping[str, Arm]) -> str:
 
 
 def implicit_arm(comparison: Comparison) -> str | None:
-    """The DPO arm whose implicit reward is held against the explicit one: the first on the data's labels, if any."""
+    """The DPO arm whose implicit reward is held against the explicit one: the first on the data's labels, if any, and
+    of those the first on all pairs."""
     arms = [(label, arm) for label, arm in comparison.arms.items() if isinstance(arm, DPO)]
-    return next((label for label, arm in [*(one for one in arms if one[1].labels == GIVEN), *arms]), None)
+    given = [one for one in arms if one[1].labels == GIVEN]
+    return next((label for label, _ in [*(one for one in given if one[1].pairs is None), *given, *arms]), None)
 
 
 def sampling_seed(comparison: Comparison, run: int, name: str) -> int:

@@ -15,6 +15,7 @@ from pipelines.graph_base import (
     gold_inputs,
     scoring,
 )
+from pipelines.graph_labels import used_labels
 from pipelines.sources import Origin
 from workbench.config import Comparison
 from workbench.stages import External
@@ -84,7 +85,7 @@ def data_and_sft(graph: Graph) -> dict[str, str]:
         "reference_logprobs", (), "workbench.evaluation:reference_logprobs", scoring(comparison),
         {"sft": shared["sft"], "pairs": packed_pairs}, packages=MODEL_PACKAGES,
     )  # fmt: skip
-    return shared
+    return shared | used_labels(graph, shared)
 
 
 def _world_prompts(graph: Graph) -> str:

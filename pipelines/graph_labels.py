@@ -8,7 +8,22 @@ from typing import Any
 from pipelines.graph_base import MODEL_PACKAGES, Graph, derive, scoring
 from pipelines.graph_evaluation import scorer_inputs, selector_column
 from workbench.config import DPO, PPO, Arm
+from workbench.config_label_use import LabelUse
 from workbench.config_labels import GIVEN
+
+
+def used_labels(graph: Graph, shared: Mapping[str, str]) -> dict[str, str]:
+    """`pairs` and `reference_logprobs` with the labels that every arm trains on; nothing where they stay as given."""
+    data = graph.comparison.data
+    if data.labels == LabelUse() and data.label_noise == 0.0:
+        return {}
+    labeled = graph.add(
+        "labels", (), "workbench.data.label_use:run",
+        {"labels": data.labels.model_dump(mode="json"), "noise": data.label_noise},
+        {"pairs": shared["pairs"], "reference_logprobs": shared["reference_logprobs"]},
+        seed=derive(graph.comparison.seeds.data, "labels"), packages=("numpy",), accelerated=False,
+    )  # fmt: skip
+    return {"pairs": labeled, "reference_logprobs": labeled}
 
 
 def teacher(arm: Arm, arms: Mapping[str, Arm]) -> str | None:

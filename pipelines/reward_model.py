@@ -10,6 +10,7 @@ import numpy as np
 from workbench.data.subset import subset_rows
 from workbench.errors import DivergenceError
 from workbench.evaluation import numerics
+from workbench.label_targets import read_targets
 from workbench.lora import REWARD, Lora, add_adapter, base_digest, float32_head, operations_per_token, parametrization
 from workbench.lora_files import save_adapter, save_merged
 from workbench.models import Placement, cast_parameters, load_policy, load_reward_model, new_reward_model, trunk_digest
@@ -60,7 +61,7 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     if config.get("pairs") is not None:
         train = subset_rows(pairs, config["pairs"], config["pairs_seed"])
     order = [train[i] for i in training_order(len(train), config["epochs"], log.seed)]
-    staged = StagedPairs(pairs, placement.device)  # no margins: DPO has none, so none for anyone yet
+    staged = StagedPairs(pairs, placement.device, values=read_targets(pairs.folder, len(pairs)))
     trained = train_reward(model, tokenizer, staged, order, TrainSpec.from_config(config, log.seed), log)
     tokens = staged.tokens(order)
     log.cost(tokens_trained=tokens, flops=operations_per_token(model) * tokens)
@@ -88,6 +89,7 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     facts = {
         "sft_tensors": start,
         "consumed_pairs": trained.consumed,
+        "consumed_labels": trained.consumed_labels,
         "pairs_filter": pairs.filter_digest(),
         "numerics": numerics(model),
         "center": center,

@@ -4,6 +4,8 @@ config_base.py        strict models, shared field types
 config_sections.py    model, data, gold, evaluation, selection, resources, tracking
 config_arms.py        sft, reward models, ppo, dpo, best_of_n
 config_arms_online.py rloo, grpo
+config_label_use.py   data.labels: majority, soft or weighted labels, smoothing, margins
+config_labels.py      which dpo arm learns from which
 config_judges.py      judges beside gold and proxy
 config_decision.py    margin and serving budget of the decision
 config_comparison.py  the whole, with the checks across sections

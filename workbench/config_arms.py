@@ -195,9 +195,15 @@ class DPO(Section):
         description="Whose labels the training pairs carry: given (the data's), a reward model's, or those of another "
         "dpo arm's implicit reward.",
     )
-    labels_rule: Literal["sample", "argmax"] = Field(
+    labels_rule: Literal["sample", "argmax", "soft"] = Field(
         default="sample",
-        description="How a reward labels a pair: drawn from sigmoid(margin), which keeps its strength, or by its sign.",
+        description="How a reward labels a pair: drawn from sigmoid(margin), which keeps its strength, by its sign, or "
+        "by sigmoid(margin) itself as target probability.",
+    )
+    pairs: Count | None = Field(
+        default=None,
+        description="Training pairs that it sees, the same ones as a reward model of that size; null: all. The "
+        "certificate declares the difference.",
     )
 
 

@@ -137,10 +137,14 @@ class Comparison(Section):
             message = "got 'chosen', which needs data.preferences: these pairs are sampled from the SFT policy itself"
             found.append((("sft", "corpus"), message))
         known = self.data.pairs if self.data.world else self.data.simulate.pairs if self.data.simulate else None
-        for name, model in self.reward_models.items():
-            if known is not None and model.pairs is not None and model.pairs > known:
-                message = f"got {model.pairs}, expected at most the training pairs that there are ({known})"
-                found.append((("reward_models", name, "pairs"), message))
+        learners: dict[tuple[str, str], RewardModel | DPO] = {
+            **{("reward_models", name): model for name, model in self.reward_models.items()},
+            **{("arms", label): arm for label, arm in self.arms.items() if isinstance(arm, DPO)},
+        }
+        for place, learner in learners.items():
+            if known is not None and learner.pairs is not None and learner.pairs > known:
+                message = f"got {learner.pairs}, expected at most the training pairs that there are ({known})"
+                found.append(((*place, "pairs"), message))
         longest, response, prompt = (
             self.model.max_length,
             self.evaluation.max_response_tokens,

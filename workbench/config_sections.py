@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from workbench.config_base import Count, Fraction, Label, Problem, Section, Seed, World, refuse
+from workbench.config_label_use import LabelUse, labeling_problems
 
 _MODULE_FUNCTION = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 
@@ -219,6 +220,16 @@ class Data(Section):
     ood_prompts: Count = Field(default=128, description="Out-of-distribution prompts that the world makes.")
     annotators: Annotators = Field(default_factory=default_annotators, description="Who labels the world's pairs.")
     labels_per_pair: Count = Field(default=1, description="Annotators asked per pair; the majority decides.")
+    labels: LabelUse = Field(
+        default_factory=LabelUse, description="How an annotated pair becomes a training label, the same for every arm."
+    )
+    label_noise: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.5,
+        description="Probability with which a training label is turned, from seeds.data; a larger one turns the same "
+        "labels and more. Validation and test labels stay.",
+    )
     drop_invalid: bool = Field(default=False, description="Drops and lists invalid rows instead of stopping.")
     deduplicate: bool = Field(default=False, description="Keeps the first of equal pairs.")
     max_identical_fraction: Fraction = Field(
@@ -254,7 +265,8 @@ class Data(Section):
         if source != "preferences" and self.labels_per_pair > len(annotators):
             message = f"got {self.labels_per_pair}, expected at most the number of annotators ({len(annotators)})"
             found.append((("labels_per_pair",), message))
-        return found
+        names = None if source == "preferences" else [one.name for one in annotators]
+        return found + labeling_problems(self.labels, annotators=names, labels_per_pair=self.labels_per_pair)
 
 
 class Gold(Section):

@@ -26,6 +26,7 @@ ONLINE: tuple[Kind, ...] = ("ppo", "rloo", "grpo")  # trained on rollouts that a
 TRAINED: tuple[Kind, ...] = (*ONLINE, "dpo")
 ARMS: tuple[Kind, ...] = (*TRAINED, "best_of_n")
 Ok = bool | Literal["not_applicable"]
+HARD_LABELS = "majority labels"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +129,9 @@ class Side:
         declared_pairs: Digest of the subset of the training pairs that the config gives to the reward behind the arm,
             as recomputed from the shared pairs; None: all.
         declared: The same in words.
+        consumed_labels: The pairs behind the signal with their labels (ids, target, margin), as the trainer had them.
+        expected_labels: The same recomputed from the packed pairs that the config gives to this side.
+        label_use: The rule that made the labels, in words.
         filter: The filter's report (which rows were dropped, and why).
         splits: split -> digest of its prompt ids (`prompt_set_digest`).
         eval_prompts: prompt set -> digest of the prompt ids in order (`prompt_order_digest`).
@@ -151,6 +155,9 @@ class Side:
     labels: str | None = None
     declared_pairs: str | None = None
     declared: str = ""
+    consumed_labels: str | None = None
+    expected_labels: str | None = None
+    label_use: str | None = None
     filter: str | None = None
     splits: Mapping[str, str] = field(default_factory=dict)
     eval_prompts: Mapping[str, str] = field(default_factory=dict)
@@ -208,6 +215,7 @@ def certificate(
         ("critic_lineage", _lineage(_of(sides, "ppo"), start, lambda s: s.critic_sft_tensors)),
         ("same_parametrization", _same(_of(sides, *ARMS), "trained", lambda s: s.parametrization)),
         ("same_pairs", _same_pairs(_of(sides, *ARMS), train_pairs)),
+        ("same_labels", _same_labels(_of(sides, *ARMS))),
         ("disjoint_splits", _disjoint_splits(sides, split_prompts)),
         ("same_eval_prompts", _same(sides, "prompts in order", lambda s: _keyed(s.eval_prompts), evaluated=True)),
         ("same_decoding", _same(sides, "decoding", lambda s: _shown(s.decoding), evaluated=True)),
@@ -341,6 +349,20 @@ def _same_pairs(sides: Sequence[Side], train_pairs: str | None) -> tuple[Ok, str
         rows, rows_told = False, f"{rows_told}; labels of a reward that was trained on other pairs"
     turned = "".join(f"; {s.name}: the same pairs, labels of {s.labels}" for s in relabeled)
     return (rows if rows == kept else False), f"{rows_told}; {kept_told}{turned}" if sides else rows_told
+
+
+def _same_labels(sides: Sequence[Side]) -> tuple[Ok, str]:
+    """Every trainer consumed the labels that the one rule gives its pairs: targets, margins and noise."""
+    if not sides:
+        return "not_applicable", "no arm was trained on labels"
+    wrong = [s.name for s in sides if s.consumed_labels is None or s.consumed_labels != s.expected_labels]
+    given = [s for s in sides if not s.labels]
+    groups, missing = _grouped(given, lambda s: s.label_use)
+    told = _told(groups, missing)
+    told += "".join(f"; DECLARED to differ: {s.name} on labels of {s.labels}" for s in sides if s.labels)
+    if wrong:
+        return False, f"{told}; other labels than these for {', '.join(wrong)}"
+    return len(groups) <= 1 and not missing, told
 
 
 def _disjoint_splits(sides: Sequence[Side], split_prompts: Mapping[str, Collection[str]] | None) -> tuple[Ok, str]:

@@ -19,6 +19,7 @@ from workbench.measure_crossed import decomposition
 from workbench.measure_curves import Curves
 from workbench.measure_disagreements import DISAGREEMENTS_FILE, Disagreements, shown
 from workbench.measure_diversity import DiversityMeasure
+from workbench.measure_learning import Learning
 from workbench.measure_rewards import Rewards
 from workbench.measure_scope import Figure, Scope, plain
 from workbench.measure_shifts import Shifts
@@ -33,7 +34,7 @@ from workbench.metrics.win_rate import against_baseline, duels, with_holm
 from workbench.packed import PackedPairs
 from workbench.results import HeadToHead, Selected
 from workbench.results_base import KL, E, WinRate
-from workbench.sides import declared_subset, read_side, split_prompts, to_json
+from workbench.sides import read_side, split_prompts, to_json
 from workbench.stage_log import StageLog
 from workbench.verdicts import Verdicts
 
@@ -46,8 +47,8 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
             arm, "implicit": the DPO arm whose reward is compared, or None, "judges": in use, the headline's first,
             "judge_kinds": name -> kind of those that are no scorers, "gold": whether there is one, "annotators": blocks
             of the simulated ones, or None, "reward_pairs": name -> {"pairs", "seeds": run -> seed} of the reward models
-            that see a subset, "reward_settings": all reward
-            models' settings but their pairs, where one sees a subset}.
+            and dpo arms that see a subset, "reward_settings": all reward models' settings but their pairs, where there
+            is such a subset}.
         inputs: All artifacts, by role (`workbench.evidence.Artifacts`).
         out: Receives measured.json (parts of results.json), judgments.jsonl (each judge's verdicts on every arm and
             the SFT, for `workbench winrate`), disagreements.json (pairs that the two rewards order in opposite ways,
@@ -61,6 +62,10 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     tilts = Tilts(scope)
     parts: dict[str, Any] = {}
     steps = (
+
+    def learning() -> Learning:
+        return Learning(scope, curves, parts["arms"], parts["reward_models"])
+
         ("judges", measure.judge_quality),
         ("reward_models", rewards.reward_models),
         ("arms", lambda: beside(measure.arm_figures(), people.arms(), diversity.arms())),
@@ -73,6 +78,8 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
         ("overoptimization", curves.overoptimization),
         ("pairs_effect", curves.pairs_effect),
         ("tilt", tilts.points),
+        ("learning_curves", lambda: learning().curves()),
+        ("learning_gaps", lambda: learning().gaps()),
         ("tilt_differences", tilts.differences),
         ("decomposition", lambda: decomposition(scope, measure.verdicts, curves.lines, withheld=measure.withheld())),
         ("agreement", rewards.agreement),
@@ -262,7 +269,7 @@ class Measure:
                 block = self.scope.blocks.get(label)
                 side = read_side(
                     self.scope.artifacts, label, one.seed, block, seeded=seeded, kl_fault=fault,
-                    declared=declared_subset(self.scope.artifacts, self.scope.reward_pairs, block, one.seed),
+                    subsets=self.scope.reward_pairs,
                 )  # fmt: skip
                 found.append(to_json(side))
         return found

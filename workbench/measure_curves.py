@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import permutations
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from workbench.config_base import BASELINE
+from workbench.config_labels import GIVEN
 from workbench.evidence import ArmRun, mean_over
 from workbench.measure_lines import Lines, pools_of, sizes_up_to
 from workbench.measure_scope import Figure, Scope, plain
@@ -228,7 +229,7 @@ class Curves:
         return [row.model_copy(update={"proxy": proxy}) for row in rows]
 
     def pairs_effect(self) -> list[dict[str, Any]]:
-        """`pairs_effect`: every two arms of a kind whose reward models saw different numbers of pairs; needs gold."""
+        """`pairs_effect`: every two arms of a kind that stand on different numbers of pairs; needs gold."""
         if not self.scope.has_gold or not self.scope.reward_pairs:
             return []
         found: list[dict[str, Any]] = []
@@ -242,20 +243,36 @@ class Curves:
                 found.append(plain(effect_of_pairs(one, other, pairs, kind, self.scope.rng(Figure.PAIRS_EFFECT))))
         return found
 
+    def by_pairs(self) -> list[list[tuple[int, str]]]:
+        """Arms that differ in their pairs alone: (pairs, label) by rising number, of two numbers or more."""
+        groups: list[list[tuple[int, str]]] = []
+        for label in self.scope.blocks:
+            pairs = self._pairs_behind(label)
+            if pairs is None:
+                continue
+            mine = next((one for one in groups if self._alike(one[0][1], label)), None)
+            if mine is None:
+                groups.append([(pairs, label)])
+            elif pairs not in dict(mine):  # a second arm of that size says the same
+                mine.append((pairs, label))
+        return [sorted(one) for one in groups if len(one) > 1]
+
     def _pairs_behind(self, label: str) -> int | None:
-        """Training pairs that the explicit reward behind an arm saw; None where there is none."""
-        reward = self.scope.blocks[label].get("reward")
-        if reward not in self.scope.rewards:
+        """Training pairs that an arm's explicit reward, or a dpo arm itself, saw; None where there is neither."""
+        source = pairs_source(label, self.scope.blocks[label])
+        if source != label and source not in self.scope.rewards:
             return None
-        subset = self.scope.reward_pairs.get(reward)
+        subset = self.scope.reward_pairs.get(source)
         return int(subset["pairs"]) if subset else self.scope.train_pairs
 
     def _alike(self, a: str, b: str) -> bool:
-        """Whether two arms differ in the pairs behind their reward alone: all settings of arm and reward are equal."""
+        """Whether two arms differ in the pairs behind them alone: all settings of arm and reward are equal."""
         blocks = [self.scope.blocks[one] for one in (a, b)]
+        first, other = ({k: v for k, v in block.items() if k not in ("reward", "pairs")} for block in blocks)
+        if first != other or first["kind"] == "dpo":
+            return first == other
         rewards = [self.scope.reward_settings.get(block["reward"]) for block in blocks]
-        first, other = ({k: v for k, v in block.items() if k != "reward"} for block in blocks)
-        return first == other and rewards[0] is not None and rewards[0] == rewards[1]
+        return rewards[0] is not None and rewards[0] == rewards[1]
 
     def _points_of(self, label: str) -> Line | None:
         """An arm's points from the SFT on, which is best-of-n at n = 1."""
@@ -264,6 +281,13 @@ class Curves:
             return self.lines.pool(label, sizes, "own", self.own_proxy(label))
         lined = self.lines.trajectory(label)
         return lined[0] if lined is not None and len(lined[1]) > 1 else None
+
+
+def pairs_source(label: str, block: Mapping[str, Any]) -> str | None:
+    """Whose pairs an arm stands on: its reward's, or its own where it trains on the data's labels."""
+    if block["kind"] == "dpo":
+        return label if block.get("labels", GIVEN) == GIVEN else None
+    return block.get("reward")
 
 
 def _point(trajectory: dict[str, Any], step: int) -> dict[str, Any]:

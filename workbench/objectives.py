@@ -15,22 +15,47 @@ from torch import Tensor
 # ---------------------------------------------------------------------------------------------- preference losses
 
 
-def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | None = None) -> Tensor:
+def preference_loss(difference: Tensor, margin: Tensor | None = None, target: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy between the labels and P(chosen preferred) = sigmoid(difference - margin).
+
+        - target log sigmoid(difference - margin) - (1 - target) log sigmoid(margin - difference)
+
+    One loss for reward models and DPO: only what `difference` is differs between the two. It is smallest where the
+    difference is margin + log(target / (1 - target)); a smoothed label therefore asks for a finite one.
+
+    Args:
+        difference: (B,) reward of the chosen response less the rejected one's, explicit or implicit, in log-odds.
+        margin: (B,) offset that the difference must exceed, in log-odds, or None: 0.
+        target: (B,) probability that chosen is preferred, in [0, 1], or None: 1.
+
+    Returns:
+        Scalar, nats per pair.
+
+    Source: margin: Touvron et al. 2023, eq. 2 (https://arxiv.org/abs/2307.09288), Amini et al. 2024
+    (https://arxiv.org/abs/2402.10571); target 1 - eps: https://ericmitchell.ai/cdpo.pdf, eq. 4.
+    """
+    if margin is not None:
+        difference = difference - margin
+    if target is None:
+        return -F.logsigmoid(difference).mean()
+    return -(target * F.logsigmoid(difference) + (1.0 - target) * F.logsigmoid(-difference)).mean()
+
+
+def bradley_terry_loss(
+    chosen: Tensor, rejected: Tensor, margin: Tensor | None = None, target: Tensor | None = None
+) -> Tensor:
     """Mean negative log-likelihood of the labels under Bradley-Terry.
 
     Args:
         chosen, rejected: (B,) scores of the preferred and the other response.
-        margin: (B,) offset that the difference must exceed, or None.
+        margin, target: (B,) as in `preference_loss`, or None.
 
     Returns:
         Scalar, nats per pair.
 
     Source: Ouyang et al. 2022, eq. 1 (https://arxiv.org/abs/2203.02155); margin: Touvron et al. 2023, eq. 2.
     """
-    difference = chosen - rejected
-    if margin is not None:
-        difference = difference - margin
-    return -F.logsigmoid(difference).mean()
+    return preference_loss(chosen - rejected, margin, target)
 
 
 def implicit_reward(seq_logprob: Tensor, ref_seq_logprob: Tensor, beta: float) -> Tensor:
@@ -42,22 +67,32 @@ def implicit_reward(seq_logprob: Tensor, ref_seq_logprob: Tensor, beta: float) -
 
 
 def dpo_loss(
-    chosen_logprob: Tensor, rejected_logprob: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float
+    chosen_logprob: Tensor,
+    rejected_logprob: Tensor,
+    ref_chosen: Tensor,
+    ref_rejected: Tensor,
+    beta: float,
+    margin: Tensor | None = None,
+    target: Tensor | None = None,
 ) -> Tensor:
-    """Mean sigmoid DPO loss.
+    """Mean sigmoid DPO loss; with a margin ODPO's, with targets below 1 conservative DPO's.
 
     Args:
         chosen_logprob, rejected_logprob: (B,) sums over the response under the policy.
         ref_chosen, ref_rejected: (B,) the same under the frozen reference.
         beta: Strength of the KL penalty, > 0.
+        margin, target: (B,) as in `preference_loss`, or None.
 
     Returns:
         Scalar, nats per pair.
 
-    Source: Rafailov et al. 2023, eq. 7 (https://arxiv.org/abs/2305.18290).
+    Source: Rafailov et al. 2023, eq. 7 (https://arxiv.org/abs/2305.18290); see `preference_loss`.
     """
-    margin = implicit_reward(chosen_logprob, ref_chosen, beta) - implicit_reward(rejected_logprob, ref_rejected, beta)
-    return -F.logsigmoid(margin).mean()
+    chosen, rejected = (
+        implicit_reward(chosen_logprob, ref_chosen, beta),
+        implicit_reward(rejected_logprob, ref_rejected, beta),
+    )
+    return preference_loss(chosen - rejected, margin, target)
 
 
 def nll_loss(logprobs: Tensor, response_mask: Tensor) -> Tensor:
@@ -80,6 +115,8 @@ def dpo_nll_loss(
     ref_rejected: Tensor,
     beta: float,
     nll_coef: float,
+    margin: Tensor | None = None,
+    target: Tensor | None = None,
 ) -> Tensor:
     """DPO with a likelihood term that keeps the chosen responses from losing probability together with the rejected.
 
@@ -91,6 +128,7 @@ def dpo_nll_loss(
         rejected_logprob, ref_chosen, ref_rejected: (B,) sums, as in `dpo_loss`.
         beta: Strength of the KL penalty, > 0.
         nll_coef: Weight of the term, in units of the DPO loss per nat a token; the paper's alpha, 1 there.
+        margin, target: (B,) as in `preference_loss`, or None.
 
     Returns:
         Scalar, nats.
@@ -98,7 +136,7 @@ def dpo_nll_loss(
     Source: Pang et al. 2024, "Iterative Reasoning Preference Optimization", eq. 1 (https://arxiv.org/abs/2404.19733).
     """
     chosen = torch.where(chosen_mask, chosen_logprobs, chosen_logprobs.new_zeros(())).sum(1)
-    loss = dpo_loss(chosen, rejected_logprob, ref_chosen, ref_rejected, beta)
+    loss = dpo_loss(chosen, rejected_logprob, ref_chosen, ref_rejected, beta, margin, target)
     return loss + nll_coef * nll_loss(chosen_logprobs, chosen_mask)
 
 

@@ -23,6 +23,7 @@ from workbench.results_crossed import Decomposition
 from workbench.results_curves import FrontierArea, FrontierPoint, MatchedKL, Overoptimization, PairsEffect
 from workbench.results_decision import Decision
 from workbench.results_diversity import Diversity
+from workbench.results_learning import LearningCurve, LearningGap
 from workbench.results_tilt import TiltDifference, TiltPoint
 from workbench.types import Cost
 
@@ -276,6 +277,12 @@ class Results(Model):
     overoptimization: list[Overoptimization]
     pairs_effect: list[PairsEffect] = Field(
         default_factory=list, description="Arms whose reward models saw fewer pairs against arms whose saw more"
+    )
+    learning_curves: list[LearningCurve] = Field(
+        default_factory=list, description="Reward by number of training pairs; empty where no arm sees fewer"
+    )
+    learning_gaps: list[LearningGap] = Field(
+        default_factory=list, description="Kinds of arms against each other on equally many pairs"
     )
     tilt: list[TiltPoint] = Field(
         default_factory=list,

@@ -5,13 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from workbench.config_labels import GIVEN
-from workbench.data.relabel import train_digests
+from workbench.data.label_use import LABELS_FILE
 from workbench.data.subset import subset_rows
+from workbench.data.turned import train_digests
 from workbench.evidence import Artifacts
+from workbench.label_targets import expected_digest
 from workbench.match import (
+    HARD_LABELS,
     ONLINE,
     TRAINED,
     Decoding,
@@ -35,15 +40,16 @@ def read_side(
     *,
     seeded: bool,
     kl_fault: str | None = None,
-    declared: tuple[str, str] | None = None,
+    subsets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Side:
     """One arm's facts in one run seed; `arm` is its config block, None for the SFT.
 
     Args:
         seeded: There are several run seeds, so the side's name carries its own.
         kl_fault: Why the measured KL cannot be one, or None.
-        declared: Digest and words of the subset of pairs that the config gives to the reward behind the arm.
+        subsets: Reward model or dpo arm -> {"pairs", "seeds": run -> seed}, of those that the config gives fewer pairs.
     """
+    declared = declared_subset(artifacts, subsets or {}, label, arm, run)
     kind: Kind = arm["kind"] if arm is not None else "sft"
     generations = artifacts.json(label, run, "generations", "facts.json")
     apart = next((role for role in ("kl", "kl_pool") if artifacts.has(label, run, role)), None)
@@ -71,6 +77,7 @@ def read_side(
         evaluated_reference_tensors=measured["reference_tensors"],
         declared_pairs=declared[0] if declared is not None else None,
         declared=declared[1] if declared is not None else "",
+        **_label_use(artifacts, subsets or {}, label, arm, run, generations),
         kl=KLMeasure(
             estimator="bound" if kind == "best_of_n" else "mc_k1",
             temperature=measured["decoding"]["temperature"],
@@ -78,7 +85,7 @@ def read_side(
             code=measured["kl_estimator"],
             fault=kl_fault,
         ),
-        **_lineage(artifacts, label, run, kind, arm, generations, training),
+        **_lineage(artifacts, label, run, kind, arm, generations, training, subsets or {}),
     )
 
 
@@ -90,6 +97,7 @@ def _lineage(
     arm: Mapping[str, Any] | None,
     generations: Mapping[str, Any],
     training: Mapping[str, Any] | None,
+    subsets: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Where weights, reference, reward and pairs came from, by kind of arm."""
     if arm is None:
@@ -101,7 +109,7 @@ def _lineage(
             "reference_tensors": generations["reference_tensors"],
             "reward": RewardLineage(name=arm["reward"], sft_tensors=selector["sft_tensors"]),
             "parametrization": _parametrization(selector),
-            "pair_rows": _pairs_behind(artifacts, arm["reward"], run, selector["consumed_pairs"]),
+            "pair_rows": _pairs_behind(artifacts, arm["reward"], run, selector["consumed_pairs"], subsets),
             "filter": selector["pairs_filter"],
         }
     facts = training["facts"]
@@ -111,7 +119,7 @@ def _lineage(
         "sft_tensors": facts["sft_tensors"],
         "reference_tensors": facts["reference_tensors"],
         "parametrization": _parametrization(facts),
-        "pair_rows": _pairs_behind(artifacts, label if kind == "dpo" else arm["reward"], run, facts["consumed_pairs"]),
+        "pair_rows": _pairs_behind(artifacts, _learner(label, arm), run, facts["consumed_pairs"], subsets),
         "filter": facts["pairs_filter"],
         "selected_tensors": next(
             one["tensors"] for one in training["checkpoints"] if one["name"] == selected["checkpoint"]
@@ -131,7 +139,7 @@ def _lineage(
         found["critic_sft_tensors"] = facts["reward_trunk_start"] if same else facts["critic_tensors"]
     if kind == "dpo" and (source := arm.get("labels", GIVEN)) != GIVEN:
         judge = _reward_facts(artifacts, source, run)
-        behind = _pairs_behind(artifacts, source, run, judge["consumed_pairs"])
+        behind = _pairs_behind(artifacts, source, run, judge["consumed_pairs"], subsets)
         found["reward"] = RewardLineage(name=source, sft_tensors=judge["sft_tensors"], pair_rows=behind)
         told = artifacts.json(label, run, "relabeled", "facts.json")
         found["labels"] = f"{source} by {told['rule']}, {told['turned']} of {told['pairs']} turned"
@@ -145,7 +153,13 @@ def _reward_facts(artifacts: Artifacts, name: str, run: int) -> Mapping[str, Any
     return facts
 
 
-def _pairs_behind(artifacts: Artifacts, source: str, run: int, consumed: str) -> str:
+def _pairs_behind(
+    artifacts: Artifacts,
+    source: str,
+    run: int,
+    consumed: str,
+    subsets: Mapping[str, Mapping[str, Any]] | None = None,
+) -> str:
     """Digest of the pairs behind a reward or a DPO arm; where it declares other labels, with every turn undone.
 
     Both digests come from the ids of the relabeled pairs: what was consumed must be them, and only then are they
@@ -153,7 +167,9 @@ def _pairs_behind(artifacts: Artifacts, source: str, run: int, consumed: str) ->
     """
     if not artifacts.has(source, run, "relabeled"):
         return consumed
-    made, restored = train_digests(artifacts.path(source, run, "relabeled"))
+    folder, subset = artifacts.path(source, run, "relabeled"), (subsets or {}).get(source)
+    rows = subset_rows(PackedPairs(folder), subset["pairs"], subset["seeds"][str(run)]) if subset else None
+    made, restored = train_digests(folder, rows)
     return restored if consumed == made else f"{consumed} in place of the declared {made}"
 
 
@@ -198,12 +214,54 @@ def from_json(value: Mapping[str, Any], *, own: Cost, total: Cost) -> Side:
 
 
 def declared_subset(
-    artifacts: Artifacts, subsets: Mapping[str, Mapping[str, Any]], arm: Mapping[str, Any] | None, run: int
+    artifacts: Artifacts,
+    subsets: Mapping[str, Mapping[str, Any]],
+    label: str,
+    arm: Mapping[str, Any] | None,
+    run: int,
 ) -> tuple[str, str] | None:
-    """Digest and words of the pairs that the config gives to the reward behind an arm, recomputed; None: all."""
-    subset = subsets.get((arm or {}).get("reward", ""))
+    """Digest and words of the pairs that the config gives to an arm or the reward behind it, recomputed; None: all."""
+    subset = subsets.get(_learner(label, arm))
     if subset is None:
         return None
     pairs = PackedPairs(artifacts.inputs["pairs"])
     rows = subset_rows(pairs, subset["pairs"], subset["seeds"][str(run)])
     return pairs.ids_digest(rows), f"{len(rows)} of {len(pairs.split_rows('train'))} training pairs"
+
+
+def _learner(label: str, arm: Mapping[str, Any] | None) -> str:
+    """Who trained on pairs for an arm: a dpo arm itself, else the reward that it names."""
+    block = arm or {}
+    return label if block.get("kind") == "dpo" else str(block.get("reward", ""))
+
+
+def _label_use(
+    artifacts: Artifacts,
+    subsets: Mapping[str, Mapping[str, Any]],
+    label: str,
+    arm: Mapping[str, Any] | None,
+    run: int,
+    generations: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Labels that an arm's signal was trained on, as its trainer gathered them, and as the artifacts say they are."""
+    if arm is None:
+        return {}
+    learner = _learner(label, arm)
+    facts = generations["selector_facts"] if arm["kind"] == "best_of_n" else _reward_facts(artifacts, learner, run)
+    relabeled = artifacts.has(learner, run, "relabeled")
+    folder = artifacts.path(learner, run, "relabeled") if relabeled else artifacts.inputs["pairs"]
+    subset = subsets.get(learner)
+    asked = (subset["pairs"], subset["seeds"][str(run)]) if subset else None
+    told = folder / LABELS_FILE
+    return {
+        "consumed_labels": facts.get("consumed_labels"),
+        "expected_labels": _expected_labels(folder, asked),
+        "label_use": json.loads(told.read_text(encoding="utf-8"))["told"] if told.exists() else HARD_LABELS,
+    }
+
+
+@lru_cache(maxsize=64)
+def _expected_labels(folder: Path, asked: tuple[int, int] | None) -> str:
+    """Digest of the labels that a trainer on all training pairs, or on a subset of (count, seed), must consume."""
+    pairs = PackedPairs(folder)
+    return expected_digest(folder, subset_rows(pairs, *asked) if asked else pairs.split_rows("train"))

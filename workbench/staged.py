@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from workbench.label_targets import MARGIN, TARGET, labels_digest
 from workbench.packed import COLUMNS, PackedPairs, row_hash, rows_digest
 
 # Share of the GPU memory that is free when a stage starts: gradients, optimizer and activations are still to come.
@@ -155,6 +156,21 @@ class StagedPairs:
             for row in rows
         )
 
+    def labels_digest(self, rows: Iterable[int]) -> str:
+        """`label_targets.labels_digest` of rows, from the ids and numbers that batches were gathered from."""
+        picked = list(rows)
+        read = {name: (column.ids.cpu().numpy(), column.bounds) for name, column in self._columns.items()}
+        hashes = [
+            row_hash(*(ids[bounds[row] : bounds[row + 1]] for ids, bounds in (read[name] for name in COLUMNS)))
+            for row in picked
+        ]
+        given = {name: self._values[name].cpu().numpy()[picked] for name in (TARGET, MARGIN) if name in self._values}
+        return labels_digest(hashes, given.get(TARGET), given.get(MARGIN))
+
+    def labels(self, rows: Rows) -> dict[str, Tensor]:
+        """ "target" and "margin", (B,) float32 on `device`; {} where labels are hard."""
+        return {name: self.values(name, rows) for name in (TARGET, MARGIN) if name in self.names}
+
     def _numbers(self, rows: Rows) -> Tensor:
         place = self.device if self.copied else "cpu"
         return torch.from_numpy(np.array(rows, dtype=np.int64)).to(place, non_blocking=True)
@@ -213,19 +229,20 @@ class RewardBatches(Batches):
     """What the collator of TRL's reward trainer makes of the same pairs, bit for bit."""
 
     def collate(self, rows: list[int]) -> dict[str, Tensor]:
-        """Ids and attention mask; "margin" (B,) float32 where the pairs have one."""
+        """Ids and attention mask; "target" and "margin" (B,) float32 where the pairs have them."""
         batch = super().collate(rows)
         del batch["completion_mask"]
-        return batch | ({"margin": self.pairs.values("margin", rows)} if "margin" in self.pairs.names else {})
+        return batch | self.pairs.labels(rows)
 
 
 class PairBatches(Batches):
     """What the collator of TRL's DPO trainer makes of the same pairs, bit for bit."""
 
     def collate(self, rows: list[int]) -> dict[str, Tensor]:
-        """Ids and both masks; the reference's log-probabilities (B,) float32, in nats."""
+        """Ids and both masks; the reference's log-probabilities (B,) float32, in nats; labels as `RewardBatches`."""
         names = ("ref_chosen_logps", "ref_rejected_logps")
-        return super().collate(rows) | {name: self.pairs.values(name, rows) for name in names}
+        references = {name: self.pairs.values(name, rows) for name in names}
+        return super().collate(rows) | references | self.pairs.labels(rows)
 
 
 def _mapped(pairs: PackedPairs, name: str) -> _Column:

@@ -23,6 +23,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as TextCollator
 
+from workbench import objectives
 from workbench.checkpoints import latest_checkpoint, save_checkpoint
 from workbench.errors import DivergenceError, StageInterrupted
 from workbench.lora import adapters
@@ -97,6 +98,7 @@ class Trained:
 
     steps: int
     consumed: str | None
+    consumed_labels: str | None = None  # the same rows with target and margin (`label_targets.labels_digest`)
     checkpoints: list[tuple[int, Path]] = field(default_factory=list)
     diverged: dict[str, Any] | None = None
 
@@ -149,7 +151,7 @@ def train_reward(
     """Bradley-Terry on pairs.
 
     Args:
-        pairs: Staged where the model is; a value "margin" is an offset in the loss.
+        pairs: Staged where the model is; values "target" and "margin" are the labels (`objectives.preference_loss`).
         order: Row numbers in the order of training.
     """
     collator = RewardBatches(pairs, tokenizer.pad_token_id)
@@ -178,7 +180,8 @@ def train_dpo(
     """Sigmoid DPO on pairs with given reference log-probabilities (`objectives.dpo_loss`, `dpo_nll_loss`).
 
     Args:
-        pairs: Staged where the model is, with values "ref_chosen_logps" and "ref_rejected_logps".
+        pairs: Staged where the model is, with values "ref_chosen_logps" and "ref_rejected_logps", and perhaps "target"
+            and "margin" (`objectives.preference_loss`).
         order: Row numbers in the order of training.
         beta: Strength of the KL penalty.
         keep: Folder that receives a policy at each checkpoint.
@@ -290,6 +293,15 @@ class _Reward(_Exact, RewardTrainer):  # type: ignore[misc]
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
 
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **options: Any) -> Any:
+        margin, target = inputs.pop("margin", None), inputs.pop("target", None)
+        if margin is None and target is None:
+            return super().compute_loss(model, inputs, return_outputs, **options)
+        _, outputs = super().compute_loss(model, inputs, True, **options)  # for its metrics; the loss is ours
+        chosen, rejected = outputs.logits.squeeze(-1).float().chunk(2)
+        loss = objectives.bradley_terry_loss(chosen, rejected, margin, target)
+        return (loss, outputs) if return_outputs else loss
+
 
 class _DPO(_Exact, DPOTrainer):  # type: ignore[misc]
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
@@ -299,13 +311,32 @@ class _DPO(_Exact, DPOTrainer):  # type: ignore[misc]
         return dataset  # the columns are there already
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
-        loss = super()._compute_loss(model, inputs, return_outputs)
+        margin, target = inputs.pop("margin", None), inputs.pop("target", None)
+        seen: list[Any] = []
+        hook = model.register_forward_hook(lambda _module, _given, outputs: seen.append(outputs))
+        try:
+            loss = super()._compute_loss(model, inputs, return_outputs)
+        finally:
+            hook.remove()
+        if margin is not None or target is not None:
+            loss = self._labeled_loss(seen[0], inputs, margin, target)
         if "sft" in self.loss_types:  # which the trainer does not log
             chosen, _ = inputs["completion_mask"][:, 1:].sum(1).chunk(2)
             tokens = float(self.accelerator.gather(chosen).float().mean())
             metrics = self._metrics["train" if self.model.training else "eval"]
             metrics["nll"].append(-metrics["logps/chosen"][-1] / tokens)
         return loss
+
+    def _labeled_loss(self, outputs: Any, inputs: Any, margin: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """`objectives.dpo_loss` or `dpo_nll_loss` of the pass that TRL made; TRL's own loss knows no targets."""
+        mask = inputs["completion_mask"][:, 1:].bool()
+        logprobs = outputs.log_probs[:, -mask.shape[1] :]
+        (chosen, rejected), (kept, _) = logprobs.chunk(2), mask.chunk(2)
+        others = (rejected.sum(1), inputs["ref_chosen_logps"], inputs["ref_rejected_logps"], self.beta)
+        if "sft" not in self.loss_types:
+            return objectives.dpo_loss(chosen.sum(1), *others, margin, target)
+        coefficient = self.loss_weights[self.loss_types.index("sft")]
+        return objectives.dpo_nll_loss(chosen, kept, *others, coefficient, margin, target)
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
@@ -368,6 +399,7 @@ def _run(trainer: Any, spec: TrainSpec, log: StageLog, *, collator: Batches | No
     return Trained(
         steps=int(trainer.state.global_step),
         consumed=collator.pairs.ids_digest(collator.seen) if collator is not None else None,
+        consumed_labels=collator.pairs.labels_digest(collator.seen) if collator is not None else None,
         checkpoints=kept_checkpoints(keep) if keep is not None else [],
         diverged=diverged,
     )

@@ -367,7 +367,7 @@ def test_control_characters_of_the_file_never_reach_the_terminal(write: Write) -
         ("arms: {dpo: {labels: b}, b: {kind: dpo, labels: dpo}}", "but the labels go round: dpo -> b -> dpo"),
         (
             "arms: {dpo: {labels_rule: flip}}",
-            "arms.dpo.labels_rule: got the text 'flip', expected 'sample' or 'argmax'",
+            "arms.dpo.labels_rule: got the text 'flip', expected 'sample', 'argmax' or 'soft'",
         ),
         ("reward_models: {given: {}, main: {}}", "reward_models.given: 'given' stands for the data's own labels"),
         ("arms: {best_of_n: {reward: dpo}}", "arms.best_of_n.reward: got 'dpo', expected a reward model (main)"),

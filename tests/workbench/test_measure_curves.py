@@ -71,3 +71,16 @@ def test_no_two_figures_draw_the_same_numbers() -> None:
     names = [(one, *more) for one in Figure for more in ((), (0,), (1,), (0, 0))]
     drawn = {scope.rng(*name).integers(2**63) for name in names}
     assert len(drawn) == len(names)  # numpy alone takes [7, 10] and [7, 10, 0] for the same seed
+
+
+def test_arms_that_differ_in_pairs_alone_make_a_curve() -> None:
+    alike = {"epochs": 4}
+    made = curves(few=alike, main=alike)
+    made.scope.reward_pairs["dpo-few"] = {"pairs": 16}
+    made.scope.blocks = BLOCKS | {
+        "dpo": {"kind": "dpo", "beta": 0.3, "pairs": None},
+        "dpo-few": {"kind": "dpo", "beta": 0.3, "pairs": 16},
+        "dpo-other": {"kind": "dpo", "beta": 0.1, "pairs": None},
+        "dpo-taught": {"kind": "dpo", "beta": 0.3, "pairs": None, "labels": "main"},
+    }
+    assert made.by_pairs() == [[(16, "ppo-few"), (100, "ppo")], [(16, "dpo-few"), (100, "dpo")]]

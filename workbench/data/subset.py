@@ -1,4 +1,4 @@
-"""Fewer training pairs for one reward model: subsets in one order of their own, the smaller within the larger."""
+"""Fewer training pairs for a reward model or dpo arm: subsets in one order of their own, the smaller in the larger."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def subset_rows(pairs: PackedPairs, count: int, seed: int) -> list[int]:
     Args:
         pairs: The packed pairs that every arm shares.
         count: Training pairs wanted.
-        seed: One for all reward models of a run seed.
+        seed: One for all reward models and dpo arms of a run seed.
 
     Raises:
         DataError: There are not that many.
@@ -25,8 +25,8 @@ def subset_rows(pairs: PackedPairs, count: int, seed: int) -> list[int]:
     train = pairs.split_rows("train")
     if count > len(train):
         raise DataError(
-            f"reward_models.*.pairs asks for {count} training pairs, the filtered train split has {len(train)}; lower "
-            "it, or leave it out to use all"
+            f"`pairs` of a reward model or dpo arm asks for {count} training pairs, the filtered train split has "
+            f"{len(train)}; lower it, or leave it out to use all"
         )
     return sorted(sorted(train, key=lambda row: _rank(seed, str(pairs.meta(row)["pair_id"])))[:count])
 

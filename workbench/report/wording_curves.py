@@ -141,6 +141,22 @@ def pairs_lines(results: Mapping[str, Any]) -> list[str]:
             f"gold falls less by {interval(gap)} (smaller turn: {smaller or 'not resolved'}); best gold at KL "
             f"{ranges[1]} against {ranges[0]} (later turn: {later or 'not resolved'})."
         )
+    return [*lines, *_learning_lines(results)]
+
+
+def _learning_lines(results: Mapping[str, Any]) -> list[str]:
+    """Reward by number of training pairs, what is missing to the largest number, and kinds against each other."""
+    lines = []
+    for curve in results.get("learning_curves") or ():
+        for point in curve["points"]:
+            text = f"{clean(point['arm'])} on {point['pairs']} pairs: gain over sft {interval(point['gain'])}"
+            if point.get("shortfall"):
+                text += f", short of {clean(curve['points'][-1]['arm'])} by {interval(point['shortfall'])}"
+            lines.append(text + ".")
+    lines += [
+        f"{clean(gap['a'])} less {clean(gap['b'])}, both on {gap['pairs']} pairs: {interval(gap['difference'])}."
+        for gap in results.get("learning_gaps") or ()
+    ]
     return lines
 
 
