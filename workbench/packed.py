@@ -8,19 +8,23 @@ rows.jsonl                            {"pair_id", "prompt_id", "split", "annotat
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import math
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.data.records_io import FILTER_FILE, PROMPTS_FILE, read_jsonl, write_jsonl
+from workbench.data.records_io import FILTER_FILE, PROMPTS_FILE, LineFile, json_line, read_jsonl, write_jsonl
 from workbench.errors import IntegrityError
+from workbench.types import SPLITS
 
 Ids = NDArray[np.int32]
 COLUMNS: Final = ("prompt", "chosen", "rejected")
 ROWS_FILE: Final = "rows.jsonl"
+_FLUSH_IDS: Final = 2**18
 
 
 def row_hash(
@@ -40,8 +44,61 @@ def rows_digest(hashes: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(set(hashes))).encode()).hexdigest()
 
 
+class PackedWriter:
+    """Writes packed pairs one by one; what it holds is a few bytes a pair.
+
+    Args:
+        folder: Where to. The files are whole once the `with` block has ended without an error.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files = {name: (folder / f"{name}_ids.npy").open("wb") for name in COLUMNS}
+        self._rows = (folder / ROWS_FILE).open("wb")
+        self._waiting = {name: array("i") for name in COLUMNS}
+        self._ends = {name: array("q", [0]) for name in COLUMNS}
+        for file in self._files.values():
+            _write_header(file, 0)
+
+    def __enter__(self) -> PackedWriter:
+        return self
+
+    def append(
+        self, prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int], meta: Mapping[str, Any]
+    ) -> None:
+        """One pair: its ids, responses with their stop id, and its line of rows.jsonl."""
+        for name, ids in zip(COLUMNS, (prompt, chosen, rejected), strict=True):
+            waiting = self._waiting[name]
+            waiting.extend(ids)
+            self._ends[name].append(self._ends[name][-1] + len(ids))
+            if len(waiting) >= _FLUSH_IDS:
+                self._flush(name)
+        self._rows.write(json_line(meta))
+
+    def _flush(self, name: str) -> None:
+        self._files[name].write(np.asarray(self._waiting[name], dtype="<i4").tobytes())
+        self._waiting[name] = array("i")
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        for name, file in self._files.items():
+            if kind is None:
+                self._flush(name)
+                ends = np.asarray(self._ends[name], dtype=np.int64)
+                file.seek(0)
+                _write_header(file, int(ends[-1]))
+                np.save(self._folder / f"{name}_offsets.npy", ends, allow_pickle=False)
+            file.close()
+        self._rows.close()
+
+
+def _write_header(file: BinaryIO, count: int) -> None:
+    """The header of a flat int32 .npy file; its size is the same whatever the count, so it can be written again."""
+    header = {"descr": "<i4", "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
 def write_packed_pairs(
-    folder: Path, rows: Sequence[tuple[Sequence[int], Sequence[int], Sequence[int]]], meta: Iterable[dict[str, Any]]
+    folder: Path, rows: Iterable[tuple[Sequence[int], Sequence[int], Sequence[int]]], meta: Iterable[dict[str, Any]]
 ) -> None:
     """Writes packed pairs.
 
@@ -50,18 +107,13 @@ def write_packed_pairs(
         rows: (prompt_ids, chosen_ids, rejected_ids) of each pair; responses include their stop id.
         meta: One line of rows.jsonl for each.
     """
-    for index, name in enumerate(COLUMNS):
-        lengths = np.fromiter((len(row[index]) for row in rows), dtype=np.int64, count=len(rows))
-        offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
-        flat = np.fromiter((token for row in rows for token in row[index]), dtype=np.int32, count=int(offsets[-1]))
-        np.save(folder / f"{name}_ids.npy", flat, allow_pickle=False)
-        np.save(folder / f"{name}_offsets.npy", offsets, allow_pickle=False)
-    count = write_jsonl(folder / ROWS_FILE, meta)
-    assert count == len(rows), "one line of meta for each row"
+    with PackedWriter(folder) as writer:
+        for (prompt, chosen, rejected), line in zip(rows, meta, strict=True):
+            writer.append(prompt, chosen, rejected, line)
 
 
 class PackedPairs:
-    """Reads packed pairs; ids stay on disk until a row is asked for.
+    """Reads packed pairs; ids and the lines of rows.jsonl stay on disk until a row is asked for.
 
     Args:
         folder: A packed pairs artifact.
@@ -72,7 +124,14 @@ class PackedPairs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._meta = list(read_jsonl(folder / ROWS_FILE))
+        self._lines = LineFile(folder / ROWS_FILE)
+        margins, splits = array("d"), array("b")
+        for row in self._lines:
+            margin, split = row.get("target_margin"), row.get("split")
+            margins.append(math.nan if margin is None else margin)
+            splits.append(SPLITS.index(split) if split in SPLITS else -1)
+        self._margins = np.asarray(margins, dtype=np.float64)
+        self._splits = np.asarray(splits, dtype=np.int8)
         self._ids: dict[str, Ids] = {}
         self._offsets: dict[str, NDArray[np.int64]] = {}
         for name in COLUMNS:
@@ -85,16 +144,16 @@ class PackedPairs:
                 raise IntegrityError(
                     f"packed pairs cannot be read: {error}; rebuild them", where=str(folder)
                 ) from error
-            if len(offsets) != len(self._meta) + 1 or offsets[0] != 0 or offsets[-1] != len(ids):
+            if len(offsets) != len(self) + 1 or offsets[0] != 0 or offsets[-1] != len(ids):
                 raise IntegrityError(
-                    f"packed pairs do not fit: {len(self._meta)} rows, {len(offsets)} offsets of {name} up to "
+                    f"packed pairs do not fit: {len(self)} rows, {len(offsets)} offsets of {name} up to "
                     f"{int(offsets[-1])}, {len(ids)} ids; rebuild them",
                     where=str(folder),
                 )
             self._ids[name], self._offsets[name] = ids, offsets
 
     def __len__(self) -> int:
-        return len(self._meta)
+        return len(self._margins)
 
     def _column(self, name: str, index: int) -> Ids:
         offsets = self._offsets[name]
@@ -110,20 +169,23 @@ class PackedPairs:
     def as_lists(self, index: int) -> dict[str, Any]:
         """{"prompt_ids", "chosen_ids", "rejected_ids", "margin"}: what trainers take; margin may be None."""
         prompt, chosen, rejected = self.row(index)
+        margin = float(self._margins[index])
         return {
             "prompt_ids": prompt.tolist(),
             "chosen_ids": chosen.tolist(),
             "rejected_ids": rejected.tolist(),
-            "margin": self._meta[index]["target_margin"],
+            "margin": None if math.isnan(margin) else margin,
         }
 
     def meta(self, index: int) -> dict[str, Any]:
         """The line of rows.jsonl of one pair."""
-        return self._meta[index]
+        return self._lines[index]
 
     def split_rows(self, split: str) -> list[int]:
         """Row numbers of one split, in order."""
-        return [index for index, row in enumerate(self._meta) if row["split"] == split]
+        known = SPLITS.index(split) if split in SPLITS else len(SPLITS)
+        rows: list[int] = np.flatnonzero(self._splits == known).tolist()
+        return rows
 
     def ids_digest(self, rows: Iterable[int] | None = None) -> str:
         """Digest of the set of pairs in `rows` (all by default), whatever their order. See `rows_digest`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,14 @@ __all__ = [
     "Continuation",
     "PackedPairs",
     "check_tokenizer",
+    "continuation",
     "decode_response",
     "encode_continuation",
     "encode_prompt",
     "encode_response",
+    "encode_texts",
     "load_tokenizer",
+    "prompt_ids",
     "read_packed_prompts",
     "read_stop_ids",
     "row_hash",
@@ -163,8 +166,20 @@ def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
     A prompt whose text starts with BOS already (chat templates write it) gets no second one; nothing that a
     tokenizer puts at the end of a text (eos) is kept, because the response follows.
     """
-    prefix, ids = _special_prefix(tokenizer), _bare(tokenizer, prompt)
+    return prompt_ids(tokenizer, _bare(tokenizer, prompt))
+
+
+def prompt_ids(tokenizer: Any, ids: list[int]) -> list[int]:
+    """`encode_prompt` of a text whose own ids are known."""
+    prefix = _special_prefix(tokenizer)
     return ids if prefix and ids[: len(prefix)] == prefix else [*prefix, *ids]
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of many texts in one call, nothing added: a fast tokenizer works on all cores."""
+    options = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+    found: list[list[int]] = tokenizer(list(texts), verbose=False, **options)["input_ids"] if texts else []
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +211,22 @@ def encode_continuation(
         finished: False for a response that was cut at the length limit: nothing is appended.
     """
     before, joint = _bare(tokenizer, prompt), _bare(tokenizer, prompt + response)
+    return continuation(before, joint, lambda: _bare(tokenizer, response), stops, finished=finished)
+
+
+def continuation(
+    before: list[int], joint: list[int], alone: Callable[[], list[int]], stops: Sequence[int], *, finished: bool
+) -> Continuation:
+    """`encode_continuation` of texts whose ids are known.
+
+    Args:
+        before: Ids of the prompt's text.
+        joint: Ids of prompt and response as one text.
+        alone: Gives the ids of the response's text; asked only where a token spans the boundary.
+        stops, finished: As there.
+    """
     merged = joint[: len(before)] != before
-    ids = _bare(tokenizer, response) if merged else joint[len(before) :]
+    ids = alone() if merged else joint[len(before) :]
     at = next((at for at, one in enumerate(ids) if one in stops), None)
     if at is not None:
         longer = at + 1 < len(ids)

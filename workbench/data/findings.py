@@ -94,6 +94,12 @@ CODES: Final[Mapping[str, Code]] = {
     "duplicate_pair": Code("note", "Kept; drop all but the first with deduplicate.", "--deduplicate"),
     "duplicate_prompt": Code("note", "All but the first are left out, because a prompt is asked once."),
     "contradiction": Code("note", "Kept: annotators disagree. Check the labels if the rate surprises you."),
+    "bad_rating": Code("row", "Give ratings as numbers, or name another one in data.rating." + _INVALID),
+    "rating_tie": Code("note", "No pair: equal ratings carry no preference."),
+    "small_gap": Code("note", "No pair: lower data.min_gap to keep it."),
+    "unrated_response": Code("note", "Left out of every pair."),
+    "single_response": Code("note", "No pair: rate at least two responses to a prompt."),
+    "label_tie": Code("note", "No pair: ask one more annotator, or leave the pair out."),
     "fewer_pairs": Code("note", "Sample more responses per prompt, or ask for fewer pairs."),
 }
 

@@ -5,17 +5,28 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from workbench.errors import ConfigError, DataError
-from workbench.packed import write_packed_pairs, write_packed_prompts
-from workbench.tokens import check_tokenizer, encode_continuation, encode_prompt, load_tokenizer, stop_ids
+from workbench.packed import PackedWriter, write_packed_prompts
+from workbench.tokens import (
+    Continuation,
+    check_tokenizer,
+    continuation,
+    encode_texts,
+    load_tokenizer,
+    prompt_ids,
+    stop_ids,
+)
 from workbench.types import SPLITS, PreferencePair, Prompt
 
+T = TypeVar("T")
 EXAMPLES: Final = 10
+BATCH_ROWS, BATCH_CHARACTERS = 512, 2_000_000  # of one call of the tokenizer
 _UNLIMITED: Final = 10**6  # transformers writes 1e30 for "no limit"
 
 
@@ -137,8 +148,8 @@ class Filter:
             )
 
 
-def pack_prompts(prompts: Sequence[Prompt], folder: Path, config: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """Tokenises and filters prompts into `out`; returns what filter.json says.
+def pack_prompts(prompts: Iterable[Prompt], folder: Path, config: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Tokenises and filters prompts into `out`; returns what filter.json says. Holds one batch of them at a time.
 
     Args:
         prompts: Of all splits.
@@ -146,50 +157,90 @@ def pack_prompts(prompts: Sequence[Prompt], folder: Path, config: Mapping[str, A
         config: {"max_prompt_tokens", "max_length", "max_response_tokens", "stop_ids" or "stop_token_ids",
             "trust_remote_code"}; any may be missing.
     """
-    tokenizer = load_tokenizer(folder, trust_remote_code=bool(config.get("trust_remote_code")))
-    stops = stop_ids(tokenizer, config)
-    check_tokenizer(tokenizer, stops)
-    limits = Limits.from_config(config, folder, tokenizer)
+    tokenizer, stops, limits = _prepare(folder, config)
     filtered = Filter()
-    rows = []
-    for prompt in prompts:
-        ids = encode_prompt(tokenizer, prompt.prompt)
-        if filtered.take(prompt.prompt_id, prompt.split, limits.prompt_problem(ids)):
-            rows.append({**dataclasses.asdict(prompt), "ids": ids})
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for batch in _batches(prompts, lambda prompt: len(prompt.prompt)):
+            found = encode_texts(tokenizer, [prompt.prompt for prompt in batch])
+            for prompt, bare in zip(batch, found, strict=True):
+                ids = prompt_ids(tokenizer, bare)
+                if filtered.take(prompt.prompt_id, prompt.split, limits.prompt_problem(ids)):
+                    yield {**dataclasses.asdict(prompt), "ids": ids}
+
+    write_packed_prompts(out, rows())
     filtered.check_splits("prompt is")
-    write_packed_prompts(out, rows)
     return filtered.to_json(stop_ids=list(stops), pad_id=tokenizer.pad_token_id, **dataclasses.asdict(limits))
 
 
-def pack_pairs(pairs: Sequence[PreferencePair], folder: Path, config: Mapping[str, Any], out: Path) -> dict[str, Any]:
+def pack_pairs(pairs: Iterable[PreferencePair], folder: Path, config: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Tokenises and filters pairs into `out`; returns what filter.json says. Arguments as `pack_prompts`."""
+    tokenizer, stops, limits = _prepare(folder, config)
+    filtered = Filter()
+    with PackedWriter(out) as writer:
+        for batch in _batches(pairs, lambda pair: len(pair.prompt) + len(pair.chosen) + len(pair.rejected)):
+            for pair, ids in zip(batch, _encode(tokenizer, batch, stops), strict=True):
+                prompt, chosen, rejected = ids
+                problem = _pair_problem(limits, prompt, chosen, rejected)
+                if filtered.take(pair.pair_id, pair.split, problem):
+                    filtered.noted["boundary_merged"] += chosen.boundary_merged + rejected.boundary_merged
+                    filtered.noted["cut_at_stop"] += chosen.cut_at_stop + rejected.cut_at_stop
+                    filtered.noted["unfinished"] += (not pair.chosen_finished) + (not pair.rejected_finished)
+                    writer.append(prompt, chosen.ids, rejected.ids, _meta(pair))
+    filtered.check_splits("pair is")
+    return filtered.to_json(stop_ids=list(stops), pad_id=tokenizer.pad_token_id, **dataclasses.asdict(limits))
+
+
+def _prepare(folder: Path, config: Mapping[str, Any]) -> tuple[Any, tuple[int, ...], Limits]:
     tokenizer = load_tokenizer(folder, trust_remote_code=bool(config.get("trust_remote_code")))
     stops = stop_ids(tokenizer, config)
     check_tokenizer(tokenizer, stops)
-    limits = Limits.from_config(config, folder, tokenizer)
-    filtered = Filter()
-    rows, meta = [], []
+    return tokenizer, stops, Limits.from_config(config, folder, tokenizer)
+
+
+def _batches(rows: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    """Rows in batches for one call of the tokenizer, bounded in rows and in characters."""
+    batch: list[T] = []
+    characters = 0
+    for row in rows:
+        batch.append(row)
+        characters += size(row)
+        if len(batch) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(
+    tokenizer: Any, pairs: Sequence[PreferencePair], stops: Sequence[int]
+) -> Iterator[tuple[list[int], Continuation, Continuation]]:
+    """Ids of prompt, chosen and rejected of each pair, as `encode_prompt` and `encode_continuation` give them."""
+    texts = [text for pair in pairs for text in (pair.prompt, pair.prompt + pair.chosen, pair.prompt + pair.rejected)]
+    found = iter(encode_texts(tokenizer, texts))
     for pair in pairs:
-        prompt = encode_prompt(tokenizer, pair.prompt)
-        chosen = encode_continuation(tokenizer, pair.prompt, pair.chosen, stops, finished=pair.chosen_finished)
-        rejected = encode_continuation(tokenizer, pair.prompt, pair.rejected, stops, finished=pair.rejected_finished)
-        problem = limits.prompt_problem(prompt)
-        longest = len(prompt) + max(len(chosen.ids), len(rejected.ids))
-        if problem is None and (chosen.empty or rejected.empty):
-            problem = "empty_response"
-        elif problem is None and chosen.ids == rejected.ids:
-            problem = "identical_ids"
-        elif problem is None and limits.max_length is not None and longest > limits.max_length:
-            problem = "over_length_pair"
-        if filtered.take(pair.pair_id, pair.split, problem):
-            filtered.noted["boundary_merged"] += chosen.boundary_merged + rejected.boundary_merged
-            filtered.noted["cut_at_stop"] += chosen.cut_at_stop + rejected.cut_at_stop
-            filtered.noted["unfinished"] += (not pair.chosen_finished) + (not pair.rejected_finished)
-            rows.append((prompt, chosen.ids, rejected.ids))
-            meta.append(_meta(pair))
-    filtered.check_splits("pair is")
-    write_packed_pairs(out, rows, meta)
-    return filtered.to_json(stop_ids=list(stops), pad_id=tokenizer.pad_token_id, **dataclasses.asdict(limits))
+        before = next(found)
+        chosen, rejected = (
+            continuation(before, next(found), partial(_alone, tokenizer, text), stops, finished=finished)
+            for text, finished in ((pair.chosen, pair.chosen_finished), (pair.rejected, pair.rejected_finished))
+        )
+        yield prompt_ids(tokenizer, before), chosen, rejected
+
+
+def _alone(tokenizer: Any, text: str) -> list[int]:
+    return encode_texts(tokenizer, [text])[0]
+
+
+def _pair_problem(limits: Limits, prompt: list[int], chosen: Continuation, rejected: Continuation) -> str | None:
+    """Why a pair is left out, or None."""
+    if (problem := limits.prompt_problem(prompt)) is not None:
+        return problem
+    if chosen.empty or rejected.empty:
+        return "empty_response"
+    if chosen.ids == rejected.ids:
+        return "identical_ids"
+    longest = len(prompt) + max(len(chosen.ids), len(rejected.ids))
+    return "over_length_pair" if limits.max_length is not None and longest > limits.max_length else None
 
 
 def _meta(pair: PreferencePair) -> dict[str, Any]:

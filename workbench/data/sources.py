@@ -29,24 +29,27 @@ _BOMS: Final = {
 _JSONL: Final = (".jsonl", ".ndjson", ".json")
 
 
-def read_rows(source: str | Path, findings: Findings, *, limit: int | None = None) -> Iterator[Row]:
+def read_rows(
+    source: str | Path, findings: Findings, *, limit: int | None = None, split: str | None = None
+) -> Iterator[Row]:
     """Yields the rows of a file, a datasets folder or a hub data set.
 
     Args:
-        source: A path; or, where no such path exists, a hub id `owner/name[@revision][#split]`.
+        source: A path; or, where no such path exists, a hub id `owner/name[:folder][@revision][#split]`.
         findings: Takes what cannot be read.
         limit: Read only this many rows from the top (unreadable ones counted).
+        split: Which split of a folder that has several; None: `train`, or the only one.
 
     Raises:
-        DataError: The source does not exist, or the hub cannot be reached.
+        DataError: The source does not exist, has no such split, or the hub cannot be reached.
     """
     path = Path(source)
     if path.is_dir():
-        yield from _limited(_read_dataset(_load_folder(path), findings), limit)
+        yield from _limited(_read_dataset(_load_folder(path), findings, split), limit)
     elif path.is_file():
         yield from _read_file(path, findings, limit)
-    elif "/" in str(source) and not path.suffix and not path.is_absolute() and str(source).count("/") == 1:
-        yield from _limited(_read_dataset(load_hub(str(source)), findings), limit)
+    elif is_hub_id(str(source)) and not path.suffix:
+        yield from _limited(_read_dataset(load_hub(str(source)), findings, split), limit)
     else:
         raise DataError(f"no such file or folder: {source}; give a path that exists, or a hub id like owner/name")
 
@@ -224,14 +227,21 @@ def _load_folder(path: Path) -> Any:
         ) from error
 
 
+def is_hub_id(text: str) -> bool:
+    """Whether a text that is no path may be a hub id."""
+    return text.partition(":")[0].partition("@")[0].partition("#")[0].count("/") == 1 and not Path(text).is_absolute()
+
+
 def load_hub(name: str) -> Any:
-    """A hub data set by `owner/name[@revision][#split]`. Code of the data set's own is never run."""
+    """A hub data set by `owner/name[:folder][@revision][#split]`. Code of the data set's own is never run."""
     import datasets
 
     rest, _, split = name.partition("#")
-    repository, _, revision = rest.partition("@")
+    rest, _, revision = rest.partition("@")
+    repository, _, folder = rest.partition(":")
+    inside = {"data_dir": folder} if folder else {}
     try:
-        return datasets.load_dataset(repository, revision=revision or None, split=split or None)
+        return datasets.load_dataset(repository, revision=revision or None, split=split or None, **inside)
     except Exception as error:
         raise DataError(
             f"cannot load {repository!r} from the hub: {_first_line(error)}; if a file was meant, no such path "
@@ -244,14 +254,17 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else 'no detail'}"
 
 
-def _read_dataset(data: Any, findings: Findings) -> Iterator[Row]:
+def _read_dataset(data: Any, findings: Findings, split: str | None) -> Iterator[Row]:
     if isinstance(data, Mapping):
-        if "train" not in data and len(data) != 1:
-            names = ", ".join(map(str, data))
+        names = ", ".join(map(str, data))
+        if split is not None and split not in data:
+            raise DataError(f"no split {split!r}; this data set has {names}: set data.split", where=findings.name)
+        if split is None and "train" not in data and len(data) != 1:
             raise DataError(
-                f"this data set has the splits {names} and none named 'train'; name one: owner/name#split",
+                f"this data set has the splits {names} and none named 'train'; name one in data.split, or as "
+                "owner/name#split",
                 where=findings.name,
             )
-        data = data["train"] if "train" in data else next(iter(data.values()))
+        data = data[split or ("train" if "train" in data else next(iter(data)))]
     for number, row in enumerate(data, 1):
         yield number, dict(row)

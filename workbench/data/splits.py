@@ -76,10 +76,24 @@ def check_disjoint(prompts: Iterable[tuple[str, str]]) -> None:
         splits.setdefault(key, set()).add(split)
         texts.setdefault(key, text)
     shared = [key for key, names in splits.items() if len(names) > 1]
+    refuse_shared([(texts[key], splits[key]) for key in shared[:10]], len(shared), len(splits))
+
+
+def refuse_shared(examples: Iterable[tuple[str, Iterable[str]]], shared: int, total: int) -> None:
+    """Refuses prompts that stand in two splits.
+
+    Args:
+        examples: (prompt text, its splits) of the first ten.
+        shared: How many there are.
+        total: Prompts in all.
+
+    Raises:
+        DataError: There is one.
+    """
     if shared:
-        listed = "\n".join(f"  {' and '.join(sorted(splits[key]))}: {texts[key][:80]!r}" for key in shared[:10])
+        listed = "\n".join(f"  {' and '.join(sorted(splits))}: {text[:80]!r}" for text, splits in examples)
         raise DataError(
-            f"{len(shared)} of {len(splits)} prompts stand in more than one split (compared without case and "
+            f"{shared} of {total} prompts stand in more than one split (compared without case and "
             f"spacing), so a policy would be evaluated on what it was trained on:\n{listed}\n"
             "Remove them from all splits but one, or give no splits and let the workbench split by prompt."
         )

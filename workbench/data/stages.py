@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.data.annotators import agreement_with_gold, annotators_from_config, raw_agreement
-from workbench.data.findings import Findings
+from workbench.data.columns import rename
+from workbench.data.findings import SHOWN, Findings
+from workbench.data.layout import Layout, format_of
 from workbench.data.records_io import (
     CORPUS_FILE,
     FILTER_FILE,
     REPORT_FILE,
     SCORES_FILE,
+    iter_pairs,
+    iter_prompts,
     read_generations,
-    read_pairs,
     read_prompts,
     write_json,
     write_jsonl,
@@ -30,10 +33,11 @@ from workbench.data.records_io import (
 )
 from workbench.data.simulate import SOURCE, form_pairs, label
 from workbench.data.sources import read_rows
-from workbench.data.splits import check_disjoint, check_fractions, check_not_empty
-from workbench.data.validate import Options, load_pairs, load_prompts, source_name, unique_prompts
+from workbench.data.splits import check_disjoint, check_fractions, check_not_empty, refuse_shared
+from workbench.data.table import PairTable, write_tables
+from workbench.data.validate import Options, load_prompts, scan_pairs, source_name
 from workbench.errors import ConfigError, DataError
-from workbench.types import PreferencePair, Prompt
+from workbench.types import SPLITS, PreferencePair, Prompt
 
 if TYPE_CHECKING:
     from workbench.stage_log import StageLog
@@ -107,7 +111,7 @@ def file_prompts(config: dict[str, Any], inputs: dict[str, Path], out: Path, log
     """Reads and splits prompts that a user keeps in a file.
 
     Args:
-        config: {"splits": fractions, "limit", "drop_invalid"}; any may be missing.
+        config: {"splits": fractions, "limit", "drop_invalid", "layout"}; any may be missing.
         inputs: `source`; `ood` and `tokenizer` (for prompts that are lists of messages) are optional.
         out: Receives prompts.jsonl and report.json.
 
@@ -116,14 +120,16 @@ def file_prompts(config: dict[str, Any], inputs: dict[str, Path], out: Path, log
     """
     fractions = check_fractions(config.get("splits") or DEFAULT_SPLITS)
     tokenizer = _tokenizer(config, inputs)
+    layout = Layout.from_config(config.get("layout"))
     options = Options(
-        drop_invalid=bool(config.get("drop_invalid")), limit=config.get("limit"), fractions=fractions, seed=log.seed
-    )
+        drop_invalid=bool(config.get("drop_invalid")), limit=config.get("limit"), fractions=fractions, seed=log.seed,
+        layout=layout,
+    )  # fmt: skip
     prompts, report = load_prompts(inputs["source"], options, tokenizer=tokenizer)
     check_not_empty(Counter(prompt.split for prompt in prompts), fractions)
     reports = report.to_json()
     if "ood" in inputs:
-        held = Options(drop_invalid=options.drop_invalid, split="ood")
+        held = Options(drop_invalid=options.drop_invalid, split="ood", layout=layout)
         ood, ood_report = load_prompts(inputs["ood"], held, tokenizer=tokenizer)
         prompts += ood
         reports["ood"] = ood_report.to_json()
@@ -139,7 +145,7 @@ def file_pairs(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: 
 
     Args:
         config: {"preferences": hub id, if there is no `source`; "splits", "limit", "drop_invalid", "deduplicate",
-            "max_identical_fraction", "trust_remote_code"}; any may be missing.
+            "max_identical_fraction", "trust_remote_code", "layout": see `layout.Layout`}; any may be missing.
         inputs: `source`; `ood` (pairs, or prompts alone) and `tokenizer` (for conversations) are optional.
         out: Receives pairs.jsonl, prompts.jsonl (every prompt once) and report.json.
 
@@ -150,35 +156,54 @@ def file_pairs(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: 
     source: str | Path = inputs["source"] if "source" in inputs else str(config.get("preferences"))
     tokenizer = _tokenizer(config, inputs)
     common: dict[str, Any] = {name: bool(config.get(name)) for name in ("drop_invalid", "deduplicate")}
+    common["layout"] = Layout.from_config(config.get("layout"))
     if config.get("max_identical_fraction") is not None:
         common["max_identical_fraction"] = float(config["max_identical_fraction"])
     options = Options(**common, limit=config.get("limit"), fractions=fractions, seed=log.seed)
-    pairs, report = load_pairs(source, options, tokenizer=tokenizer)
-    prompts = unique_prompts(pairs)
-    check_not_empty(Counter(prompt.split for prompt in prompts), fractions)
+    table, report = scan_pairs(source, options, tokenizer=tokenizer, scratch=out)
+    first = table.first_of_prompts()
+    check_not_empty(Counter(SPLITS[at] for at in table.splits[first].tolist()), fractions)
     reports = report.to_json()
+    tables: list[PairTable] = [table]
+    prompts: list[Prompt] = []
     if "ood" in inputs:
-        more_pairs, more_prompts, reports["ood"] = _ood(inputs["ood"], Options(**common, split="ood"), tokenizer)
-        pairs += more_pairs
-        prompts += more_prompts
-    check_disjoint((prompt.prompt, prompt.split) for prompt in prompts)
-    # By id, not as the file has them: what is trained on and evaluated first must not hang on the order of rows.
-    pairs.sort(key=lambda pair: pair.pair_id)
-    prompts.sort(key=lambda prompt: prompt.prompt_id)
-    write_pairs(out, pairs)
-    write_prompts(out, prompts)
+        held = Options(**common, split="ood")
+        more, prompts, reports["ood"] = _ood(inputs["ood"], held, tokenizer, out)
+        tables += more
+    _check_apart(table, tables[1:], prompts)
+    counts = write_tables(out, tables, prompts)
     write_json(out / REPORT_FILE, reports)
-    log.say(f"pairs: {_counts(pairs)} from {source_name(source)}; {report.rows - report.kept} of {report.rows} dropped")
+    kept = ", ".join(f"{count} {split}" for split, count in counts.items()) or "none"
+    made = "" if report.pairing is None else f" of {report.rows} rows"
+    dropped = made or f"; {report.rows - report.kept} of {report.rows} dropped"
+    log.say(f"pairs: {kept} from {source_name(source)}{dropped}")
 
 
-def _ood(source: Path, options: Options, tokenizer: Any) -> tuple[list[PreferencePair], list[Prompt], dict[str, Any]]:
+def _ood(
+    source: Path, options: Options, tokenizer: Any, scratch: Path
+) -> tuple[list[PairTable], list[Prompt], dict[str, Any]]:
     """Out-of-distribution rows: pairs if the first row has responses, else prompts alone."""
-    first = next(read_rows(source, Findings(source_name(source)), limit=1), None)
-    if first is not None and "prompt" in first[1] and not {"chosen", "rejected"} & set(first[1]):
+    first = next(read_rows(source, Findings(source_name(source)), limit=1, split=options.layout.split), None)
+    row = rename(first[1], options.layout.columns) if first is not None else {}
+    if "prompt" in row and format_of(row, options.layout) == "pairs" and not {"chosen", "rejected"} & set(row):
         prompts, report = load_prompts(source, options, tokenizer=tokenizer)
         return [], prompts, report.to_json()
-    pairs, report = load_pairs(source, options, tokenizer=tokenizer)
-    return pairs, unique_prompts(pairs), report.to_json()
+    table, report = scan_pairs(source, options, tokenizer=tokenizer, scratch=scratch)
+    return [table], [], report.to_json()
+
+
+def _check_apart(table: PairTable, others: Sequence[PairTable], prompts: Sequence[Prompt]) -> None:
+    """Refuses an out-of-distribution prompt that stands among the other pairs.
+
+    Raises:
+        DataError: Names the first ten.
+    """
+    held = {int(prompt.prompt_id, 16) for prompt in prompts}
+    held |= {one for other in others for one in other.prompt_ids.tolist()}
+    first = table.first_of_prompts()
+    shared = [at for at in first.tolist() if int(table.prompt_ids[at]) in held]
+    examples = [(table.parts(at).prompt, {table.split(at), "ood"}) for at in shared[:SHOWN]]
+    refuse_shared(examples, len(shared), len(first) + len(held) - len(shared))
 
 
 def simulate_pairs(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLog) -> None:
@@ -230,7 +255,7 @@ def pack_prompts(config: dict[str, Any], inputs: dict[str, Path], out: Path, log
     """
     from workbench.data.packing import pack_prompts as pack
 
-    facts = pack(read_prompts(inputs["prompts"]), inputs["tokenizer"], config, out)
+    facts = pack(iter_prompts(inputs["prompts"]), inputs["tokenizer"], config, out)
     write_json(out / FILTER_FILE, facts)
     log.say(f"prompts: kept {facts['kept']} of {facts['rows']}{_reasons(facts)}")
 
@@ -245,7 +270,7 @@ def pack_pairs(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: 
     """
     from workbench.data.packing import pack_pairs as pack
 
-    facts = pack(read_pairs(inputs["pairs"]), inputs["tokenizer"], config, out)
+    facts = pack(iter_pairs(inputs["pairs"]), inputs["tokenizer"], config, out)
     write_json(out / FILTER_FILE, facts)
     log.say(f"pairs: kept {facts['kept']} of {facts['rows']}{_reasons(facts)}")
 

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from workbench.data.findings import CODES, Finding, Findings
+from workbench.data.columns import rename
+from workbench.data.findings import Finding, Findings
 from workbench.data.formats import RowError, Texts, parse_pair, parse_prompt
+from workbench.data.layout import Layout
+from workbench.data.pairing import Pairing
+from workbench.data.scan import Later, PairIndex, row_of
 from workbench.data.sources import Row, read_rows
-from workbench.data.splits import assign_split, check_disjoint, normalize, pair_id, prompt_id
+from workbench.data.splits import assign_split, check_disjoint, normalize, prompt_id
+from workbench.data.spool import Spool
+from workbench.data.table import PairTable
 from workbench.types import PreferencePair, Prompt, Split
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a validation saw: rows read (unreadable ones included), rows kept, and all findings."""
+    """What a validation saw: rows read (unreadable ones included), pairs or prompts kept, and all findings.
+
+    `pairing` counts how pairs were made of ratings, rankings or labels; None where every row is one pair.
+    """
 
     rows: int
     kept: int
     findings: tuple[Finding, ...]
+    pairing: Mapping[str, Any] | None = None
 
     @property
     def ok(self) -> bool:
@@ -30,7 +40,8 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in report.json."""
-        return {"rows": self.rows, "kept": self.kept, "findings": [one.to_json() for one in self.findings]}
+        pairing = {} if self.pairing is None else {"pairing": dict(self.pairing)}
+        return {"rows": self.rows, "kept": self.kept, "findings": [one.to_json() for one in self.findings], **pairing}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +56,7 @@ class Options:
         fractions: Share of prompts for "validation" and "test"; the rest is train.
         seed: Seeds the split.
         split: Put every row into this split, whatever it says itself.
+        layout: Which columns mean what, and how pairs are made of ratings, rankings or labels.
     """
 
     drop_invalid: bool = False
@@ -54,6 +66,7 @@ class Options:
     fractions: Mapping[str, float] | None = None
     seed: int = 0
     split: Split | None = None
+    layout: Layout = field(default_factory=Layout)
 
 
 class Observer(Protocol):
@@ -72,6 +85,65 @@ def source_name(source: str | Path) -> str:
     return path.name if path.exists() else str(source)
 
 
+def scan_pairs(
+    source: str | Path,
+    options: Options,
+    *,
+    tokenizer: Any = None,
+    stop: bool = True,
+    observers: Sequence[Observer] = (),
+    scratch: Path | None = None,
+) -> tuple[PairTable, Report]:
+    """Reads and checks preference pairs of any known format in bounded memory: texts stay on disk.
+
+    Args:
+        source: Path or hub id.
+        options: What to do with what is found.
+        tokenizer: Renders conversational rows; not needed for others.
+        stop: Raise if there is an error; else the report tells.
+        observers: Further checks; each sees every parsed row once.
+        scratch: Folder on a disk with room for the texts; None: the system's place for temporary files.
+
+    Raises:
+        DataError: There is an error (with `stop`), or the source does not exist.
+        ConfigError: The layout does not say how pairs are made of such rows.
+    """
+    findings = Findings(source_name(source), drop_invalid=options.drop_invalid)
+    index, parsing = PairIndex(findings.name, Spool(scratch)), Later()
+    rows = _Counted(read_rows(source, findings, limit=options.limit, split=options.layout.split))
+    pairing = Pairing(options.layout, findings.name, seed=options.seed, scratch=scratch)
+
+    def refuse(number: int, error: RowError) -> None:
+        parsing.add(error.code, row_of(error.code, number), error.message)
+
+    for number, row in pairing.pair_rows(rows, refuse):
+        try:
+            texts = parse_pair(row, tokenizer)
+        except RowError as error:
+            refuse(number, error)
+            continue
+        for observer in observers:
+            observer.see(number, texts)
+        index.take(number, texts)
+    total = rows.count + _unreadable(findings)
+    parsing.pass_on(findings)
+    pairing.note(findings)
+    index.note_formats(findings)
+    index.note_identical(findings, total if pairing.one_to_one else index.parsed, options.max_identical_fraction)
+    table = index.table(
+        findings, deduplicate=options.deduplicate, split=options.split, fractions=dict(options.fractions or {}),
+        seed=options.seed,
+    )  # fmt: skip
+    _check_any(len(table), total, findings)
+    for observer in observers:
+        observer.finish(findings)
+    report = Report(rows=total, kept=len(table), findings=tuple(findings.all()), pairing=pairing.facts())
+    if stop:
+        findings.raise_errors()
+        table.check_disjoint()
+    return table, report
+
+
 def load_pairs(
     source: str | Path,
     options: Options,
@@ -80,37 +152,9 @@ def load_pairs(
     stop: bool = True,
     observers: Sequence[Observer] = (),
 ) -> tuple[list[PreferencePair], Report]:
-    """Reads preference pairs of any known format.
-
-    Args:
-        source: Path or hub id.
-        options: What to do with what is found.
-        tokenizer: Renders conversational rows; not needed for others.
-        stop: Raise if there is an error; else the report tells.
-        observers: Further checks; each sees every parsed row once.
-
-    Raises:
-        DataError: There is an error (with `stop`), or the source does not exist.
-    """
-    findings = Findings(source_name(source), drop_invalid=options.drop_invalid)
-    rows = list(read_rows(source, findings, limit=options.limit))
-    total = len(rows) + _unreadable(findings)
-    parsed = _parse(rows, findings, lambda row: parse_pair(row, tokenizer))
-    _check_formats(parsed, findings)
-    kept = _drop_identical(parsed, findings, total, options.max_identical_fraction)
-    kept = _find_duplicates(kept, findings, deduplicate=options.deduplicate)
-    _find_contradictions(kept, findings)
-    splits = _splits(kept, findings, options)
-    _check_any(kept, total, findings)
-    for observer in observers:
-        for number, texts in parsed:
-            observer.see(number, texts)
-        observer.finish(findings)
-    report = Report(rows=total, kept=len(kept), findings=tuple(findings.all()))
-    if stop:
-        findings.raise_errors()
-        check_disjoint((texts.prompt, split) for (_, texts), split in zip(kept, splits, strict=True))
-    return _records(kept, splits, findings.name), report
+    """`scan_pairs` with every pair in memory: for sources that are known to be small."""
+    table, report = scan_pairs(source, options, tokenizer=tokenizer, stop=stop, observers=observers)
+    return list(table.pairs()), report
 
 
 def load_prompts(
@@ -122,9 +166,16 @@ def load_prompts(
         DataError: There is an error (with `stop`), or the source does not exist.
     """
     findings = Findings(source_name(source), drop_invalid=options.drop_invalid)
-    rows = list(read_rows(source, findings, limit=options.limit))
-    total = len(rows) + _unreadable(findings)
-    parsed = _parse(rows, findings, lambda row: parse_prompt(row, tokenizer))
+    parsing = Later()
+    rows = _Counted(read_rows(source, findings, limit=options.limit, split=options.layout.split))
+    parsed: list[tuple[int, Texts]] = []
+    for number, row in rows:
+        try:
+            parsed.append((number, parse_prompt(rename(row, options.layout.columns), tokenizer)))
+        except RowError as error:
+            parsing.add(error.code, row_of(error.code, number), error.message)
+    total = rows.count + _unreadable(findings)
+    parsing.pass_on(findings)
     splits = _splits(parsed, findings, options)
     if stop:
         findings.raise_errors()
@@ -138,14 +189,24 @@ def load_prompts(
             continue
         first[key] = number
         prompts.append(Prompt(prompt_id=key, prompt=texts.prompt, split=split))
-    _check_any(prompts, total, findings)
+    _check_any(len(prompts), total, findings)
     report = Report(rows=total, kept=len(prompts), findings=tuple(findings.all()))
     if stop:
         findings.raise_errors()
     return prompts, report
 
 
-Parsed = list[tuple[int, Texts]]
+class _Counted:
+    """Passes rows on and knows how many there were."""
+
+    def __init__(self, rows: Iterator[Row]) -> None:
+        self._rows = rows
+        self.count = 0
+
+    def __iter__(self) -> Iterator[Row]:
+        for row in self._rows:
+            self.count += 1
+            yield row
 
 
 def _unreadable(findings: Findings) -> int:
@@ -154,72 +215,7 @@ def _unreadable(findings: Findings) -> int:
     return sum(findings.count(code) for code in codes)
 
 
-def _parse(rows: Sequence[Row], findings: Findings, parse: Callable[[dict[str, Any]], Texts]) -> Parsed:
-    parsed = []
-    for number, row in rows:
-        try:
-            parsed.append((number, parse(row)))
-        except RowError as error:
-            findings.add(error.code, number if CODES[error.code].scope == "row" else None, error.message)
-    return parsed
-
-
-def _check_formats(parsed: Parsed, findings: Findings) -> None:
-    counts = Counter(texts.format for _, texts in parsed)
-    if len(counts) < 2:
-        return
-    usual = counts.most_common(1)[0][0]
-    for number, texts in parsed:
-        if texts.format != usual:
-            findings.add("mixed_formats", number, f"the row is {texts.format}, but {counts[usual]} rows are {usual}")
-
-
-def _drop_identical(parsed: Parsed, findings: Findings, total: int, max_fraction: float) -> Parsed:
-    kept = []
-    for number, texts in parsed:
-        if texts.chosen == texts.rejected:
-            findings.add("identical_pair", number, "chosen and rejected are the same text")
-        else:
-            kept.append((number, texts))
-    identical = len(parsed) - len(kept)
-    if total and identical / total > max_fraction:
-        message = (
-            f"{identical} of {total} pairs ({identical / total:.1%}) have equal responses; allowed {max_fraction:.1%}"
-        )
-        findings.add("too_many_identical", None, message)
-    return kept
-
-
-def _find_duplicates(parsed: Parsed, findings: Findings, *, deduplicate: bool) -> Parsed:
-    first: dict[tuple[str, str | None, str | None], int] = {}
-    kept = []
-    for number, texts in parsed:
-        key = (texts.prompt, texts.chosen, texts.rejected)
-        if key in first:
-            dropped = "; dropped" if deduplicate else ""
-            findings.add("duplicate_pair", number, f"the same pair as in row {first[key]}{dropped}")
-            if deduplicate:
-                continue
-        first.setdefault(key, number)
-        kept.append((number, texts))
-    return kept
-
-
-def _find_contradictions(parsed: Parsed, findings: Findings) -> None:
-    first: dict[tuple[str, str | None, str | None], int] = {}
-    opposite = []
-    for number, texts in parsed:
-        other = (texts.prompt, texts.rejected, texts.chosen)
-        if other in first:
-            opposite.append((number, first[other]))
-        first.setdefault((texts.prompt, texts.chosen, texts.rejected), number)
-    rate = len(opposite) / max(1, len(parsed))
-    for number, earlier in opposite:
-        message = f"the opposite label of the same pair in row {earlier} (contradiction rate {rate:.2%} of rows)"
-        findings.add("contradiction", number, message)
-
-
-def _splits(parsed: Parsed, findings: Findings, options: Options) -> list[Split]:
+def _splits(parsed: Sequence[tuple[int, Texts]], findings: Findings, options: Options) -> list[Split]:
     """The split of every row: the one that is asked for, else the rows' own, else a seeded hash of the prompt."""
     if options.split is not None:
         return [options.split] * len(parsed)
@@ -234,35 +230,11 @@ def _splits(parsed: Parsed, findings: Findings, options: Options) -> list[Split]
     return [assign_split(prompt_id(texts.prompt), fractions, options.seed) for _, texts in parsed]
 
 
-def _check_any(kept: Sequence[object], total: int, findings: Findings) -> None:
+def _check_any(kept: int, total: int, findings: Findings) -> None:
     """No row left is an error of its own, unless other errors already say why."""
     if not kept and findings.ok:
         message = f"no usable row is left of {total}" if total else "the file has no row"
         findings.add("empty_file", None, message)
-
-
-def _records(kept: Parsed, splits: Sequence[Split], source: str) -> list[PreferencePair]:
-    occurrences: Counter[str] = Counter()
-    pairs = []
-    for (_, texts), split in zip(kept, splits, strict=True):
-        assert texts.chosen is not None
-        assert texts.rejected is not None
-        base = pair_id(texts.prompt, texts.chosen, texts.rejected)
-        pairs.append(
-            PreferencePair(
-                pair_id=pair_id(texts.prompt, texts.chosen, texts.rejected, occurrences[base]),
-                prompt_id=prompt_id(texts.prompt),
-                prompt=texts.prompt,
-                chosen=texts.chosen,
-                rejected=texts.rejected,
-                source=source,
-                split=split,
-                annotations=texts.annotations,
-                target_margin=texts.target_margin,
-            )
-        )
-        occurrences[base] += 1
-    return pairs
 
 
 def unique_prompts(pairs: Sequence[PreferencePair]) -> list[Prompt]:
