@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.report import crossed, curves, wording
+from workbench.report import crossed, curves, limits, wording
 from workbench.report.agreement import sections as agreement_sections
 from workbench.report.decision import annotators, decision, diversity
 from workbench.report.markup import escape as escape  # readers of this module look for it here
@@ -60,24 +60,25 @@ def markdown(results: Mapping[str, Any], figures: Sequence[tuple[str, str]] = ()
     sections = [
         f"# {escape(results.get('comparison', 'comparison'))}",
         f"**{escape(wording.verdict(results))}**",
-        _certificate(results),
-        _arms(results),
-        _against(results),
-        _judges(results),
-        _by_seed(results),
-        _duels(results),
+        certificate(results),
+        arms(results),
+        against(results),
+        judges(results),
+        by_seed(results),
+        duels(results),
         diversity(results),
         annotators(results),
         curves.matched(results),
         curves.overoptimization(results),
         crossed.sections(results),
         agreement_sections(results),
-        _reward_models(results),
-        _costs(results),
+        reward_models(results),
+        costs(results),
         _figures(figures),
-        _caveats(results),
+        caveats(results),
+        limits.section(results),
         decision(results),
-        _provenance(results),
+        provenance(results),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -85,23 +86,29 @@ def markdown(results: Mapping[str, Any], figures: Sequence[tuple[str, str]] = ()
 def note(results: Mapping[str, Any]) -> str:
     """The short form for a run's description in MLflow: decision (without one, the verdict), certificate, arms."""
     told = wording.decision_line(results) or wording.verdict(results)
-    return "\n\n".join((f"**{escape(told)}**", _certificate(results), _arms(results)))
+    return "\n\n".join((f"**{escape(told)}**", certificate(results), arms(results)))
 
 
-def _certificate(results: Mapping[str, Any]) -> str:
+def certificate(results: Mapping[str, Any], *, colored: bool = True) -> str:
+    """The match certificate, check by check.
+
+    Args:
+        colored: With the HTML that colors it in MLflow and on code hosts.
+    """
     ok, line = wording.certificate_line(results)
-    color = "green" if ok else "red"
-    marks = {True: "passed", False: '<span style="color:red">**FAILED**</span>'}
+    tags = (f'<span style="color:{"green" if ok else "red"}">', "</span>") if colored else ("", "")
+    marks = {True: "passed", False: '<span style="color:red">**FAILED**</span>' if colored else "**FAILED**"}
     rows = []
     for check in (results.get("match") or {}).get("checks") or ():
         state = check.get("ok")
         mark = marks[state] if isinstance(state, bool) else "not applicable"
         rows.append([escape(check.get("name")), mark, escape(check.get("detail") or "")])
-    head = f'## Match certificate\n\n<span style="color:{color}">{escape(line)}</span>'
+    head = f"## Match certificate\n\n{tags[0]}{escape(line)}{tags[1]}"
     return head + ("\n\n" + _table(("check", "state", "detail"), rows).replace("---:|", "---|") if rows else "")
 
 
-def _arms(results: Mapping[str, Any]) -> str:
+def arms(results: Mapping[str, Any]) -> str:
+    """Every arm: quality, KL, length, checkpoint."""
     rows = []
     for label, arm in (results.get("arms") or {}).items():
         quality = [interval(arm.get(f)) for f in ("win_rate", "gold_reward", "gold_gain", "proxy_reward")]
@@ -119,7 +126,8 @@ def _arms(results: Mapping[str, Any]) -> str:
     return f"## Arms\n\n{_table(header, rows)}\n\n{text}"
 
 
-def _against(results: Mapping[str, Any]) -> str:
+def against(results: Mapping[str, Any]) -> str:
+    """Win rates against the baseline by every judge, with length held equal, and by length alone."""
     rates = wording.rates_against(results.get("arms") or {})
     if not rates:
         return ""
@@ -140,10 +148,10 @@ def _against(results: Mapping[str, Any]) -> str:
     return f"## Against {escape(rates[0][1]['baseline'])}\n\n{_table(header, rows)}\n\n{text}"
 
 
-def _judges(results: Mapping[str, Any]) -> str:
-    judges = results.get("judges") or {}
+def judges(results: Mapping[str, Any]) -> str:
+    """Judges beside gold and proxy: what they were asked, and how they did."""
     rows = []
-    for name, judge in judges.items():
+    for name, judge in (results.get("judges") or {}).items():
         reasons = ", ".join(f"{count} {reason}" for reason, count in (judge.get("unscored") or {}).items())
         counts = [wording.count(judge.get(field)) for field in ("pairs", "asked", "scored")]
         shares = [interval(judge.get(f)) for f in ("flip_rate", "first_shown_preferred", "ties", "null_model")]
@@ -159,7 +167,8 @@ def _judges(results: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _by_seed(results: Mapping[str, Any]) -> str:
+def by_seed(results: Mapping[str, Any]) -> str:
+    """The arms in each run seed; empty with one."""
     rows = []
     for label, arm in (results.get("arms") or {}).items():
         for run in arm.get("by_seed") or ():
@@ -171,7 +180,8 @@ def _by_seed(results: Mapping[str, Any]) -> str:
     return "## By run seed\n\n" + _table(("arm", "win rate", "gold", "proxy", "KL (nats)", ""), rows)
 
 
-def _duels(results: Mapping[str, Any]) -> str:
+def duels(results: Mapping[str, Any]) -> str:
+    """Every two arms head to head, and the ranking."""
     rows = [
         [
             f"{escape(duel['a'])} against {escape(duel['b'])}",
@@ -192,7 +202,8 @@ def _duels(results: Mapping[str, Any]) -> str:
     return "\n\n".join(["## Head to head", *parts]) if parts else ""
 
 
-def _reward_models(results: Mapping[str, Any]) -> str:
+def reward_models(results: Mapping[str, Any]) -> str:
+    """How well the reward models order held-out pairs."""
     fields = ("accuracy", "accuracy_gold", "ece", "brier", "tie_rate")
     models = results.get("reward_models") or {}
     rows = [[escape(name), *(interval(model.get(field)) for field in fields)] for name, model in models.items()]
@@ -200,7 +211,8 @@ def _reward_models(results: Mapping[str, Any]) -> str:
     return f"## Reward models\n\n{_table(header, rows)}" if rows else ""
 
 
-def _costs(results: Mapping[str, Any]) -> str:
+def costs(results: Mapping[str, Any]) -> str:
+    """What each arm cost: its own, with all that it stands on, one answer."""
     rows = []
     side_by_side = False
     for label, arm in (results.get("arms") or {}).items():
@@ -226,14 +238,15 @@ def _figures(figures: Sequence[tuple[str, str]]) -> str:
     return "## Figures\n\n" + "\n\n".join(shown) if shown else ""
 
 
-def _caveats(results: Mapping[str, Any]) -> str:
+def caveats(results: Mapping[str, Any]) -> str:
+    """What a reader must know before quoting a number."""
     found: list[str] = []
     caveat = wording.seeds_caveat(results)
     found += dict.fromkeys([*([caveat] if caveat else []), *map(str, results.get("warnings") or ())])
-    arms = results.get("arms") or {}
-    if all((arm.get("gold_reward") or {}).get("value") is None for arm in arms.values()):
+    known = results.get("arms") or {}
+    if all((arm.get("gold_reward") or {}).get("value") is None for arm in known.values()):
         found.append("No gold reward: the proxy says what was optimized, not what is good.")
-    for label, arm in arms.items():
+    for label, arm in known.items():
         if arm.get("diverged"):
             found.append(f"{label} diverged: {arm['diverged']}. Its row shows the last good checkpoint.")
         unscored = (arm.get("win_rate") or {}).get("n_unscored") or 0
@@ -245,7 +258,8 @@ def _caveats(results: Mapping[str, Any]) -> str:
     return "## Caveats\n\n" + "\n".join(f"- {escape(line)}" for line in found) if found else ""
 
 
-def _provenance(results: Mapping[str, Any]) -> str:
+def provenance(results: Mapping[str, Any]) -> str:
+    """Seeds, stages, tracking."""
     stages = results.get("stages") or ()
     reused = sum(bool(stage.get("cached")) for stage in stages)
     seeds = ", ".join(f"{name} {value}" for name, value in (results.get("seeds") or {}).items())
