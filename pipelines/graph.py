@@ -48,21 +48,27 @@ def build_graph(comparison: Comparison, origin: Origin) -> Graph:
     base = data_and_sft(graph)
     for run in comparison.seeds.runs:
         shared = dict(base)
-        rewards = {name: _reward_model(graph, shared, name, run) for name in comparison.reward_models}
-        for label in learning_order(comparison.arms):
-            arm = comparison.arms[label]
-            source = teacher(arm, comparison.arms)
-            if source is not None and "selected" not in graph.arms[source, run]:
-                follow(graph, shared, rewards, source, run)
-            if isinstance(arm, DPO):
-                _dpo(graph, shared, rewards, label, arm, run)
-            elif isinstance(arm, PPO):
-                _ppo(graph, shared, rewards, label, arm, run)
-            elif isinstance(arm, RLOO | GRPO):
-                _sister(graph, shared, label, arm, rewards[arm.reward], run)
-        _evaluate(graph, shared, rewards, run)
+        _evaluate(graph, shared, train(graph, shared, run), run)
     _measure(graph, base)
     return graph
+
+
+def train(graph: Graph, shared: dict[str, str], run: int) -> dict[str, str]:
+    """The stages that train in one run seed; returns the reward models by name."""
+    arms = graph.comparison.arms
+    rewards = {name: _reward_model(graph, shared, name, run) for name in graph.comparison.reward_models}
+    for label in learning_order(arms):
+        arm = arms[label]
+        source = teacher(arm, arms)
+        if source is not None and "selected" not in graph.arms[source, run]:
+            follow(graph, shared, rewards, source, run)
+        if isinstance(arm, DPO):
+            _dpo(graph, shared, rewards, label, arm, run)
+        elif isinstance(arm, PPO):
+            _ppo(graph, shared, rewards, label, arm, run)
+        elif isinstance(arm, RLOO | GRPO):
+            _sister(graph, shared, label, arm, rewards[arm.reward], run)
+    return rewards
 
 
 def _evaluate(graph: Graph, shared: dict[str, str], rewards: Mapping[str, str], run: int) -> None:
@@ -92,7 +98,7 @@ def _evaluate(graph: Graph, shared: dict[str, str], rewards: Mapping[str, str], 
         sft |= {f"tilt_scores/{name}": instance for name, instance in kl_pool.items() if name != "candidates"}
         for label, arm in comparison.arms.items():
             if isinstance(arm, BestOfN):
-                _best_of_n(graph, label, arm, rewards, run, pool)
+                best_of_n(graph, label, arm, rewards, run, pool)
                 if not straight:
                     graph.arms[label, run] |= _pool_roles(graph, arm, rewards, kl_pool, "kl_")
     for label, arm in comparison.arms.items():
@@ -156,7 +162,7 @@ def _sister(graph: Graph, shared: dict[str, str], label: str, arm: RLOO | GRPO, 
     graph.arms[label, run] = {"policy": policy}
 
 
-def _best_of_n(
+def best_of_n(
     graph: Graph,
     label: str,
     arm: BestOfN,
@@ -164,6 +170,7 @@ def _best_of_n(
     run: int,
     pool: dict[str, str],
 ) -> None:
+    """The choice of a best-of-n arm from a candidate pool."""
     selector = selector_column(arm.reward, rewards)
     config = {
         "n": arm.n, "report_n": arm.report_n, "selector": selector,
@@ -199,6 +206,11 @@ def pairs_seed(run: int) -> int:
     return derive(run, "reward_pairs")
 
 
+def subset(pairs: int | None, run: int) -> dict[str, int]:
+    """Config fields of a stage that trains on fewer pairs; none where it takes all."""
+    return {} if pairs is None else {"pairs": pairs, "pairs_seed": pairs_seed(run)}
+
+
 def _measure(graph: Graph, base: Mapping[str, str]) -> None:
     """Everything in, numbers and certificate out."""
     inputs: dict[str, str | External] = {name: base[name] for name in ("prompts", "pairs", "raw_pairs", "sft")}
@@ -206,15 +218,12 @@ def _measure(graph: Graph, base: Mapping[str, str]) -> None:
         inputs |= {f"{label}/{run}/{role}": instance for role, instance in roles.items()}
     for run in graph.comparison.seeds.runs:
         for name in graph.comparison.reward_models:
-def subset(pairs: int | None, run: int) -> dict[str, int]:
-    """Config fields of a stage that trains on fewer pairs; none where it takes all."""
-    return {} if pairs is None else {"pairs": pairs, "pairs_seed": pairs_seed(run)}
-
-
             inputs[f"reward/{name}/{run}"] = f"reward_model[{name},seed={run}]"
     comparison = graph.comparison
     semantic = comparison.semantic()
     source = comparison.data.simulate or (comparison.data if comparison.data.world else None)
+    dpo_arms = {label: arm for label, arm in comparison.arms.items() if isinstance(arm, DPO)}
+    learners: dict[str, RewardModel | DPO] = {**comparison.reward_models, **dpo_arms}
     config = {
         "arms": semantic["arms"], "runs": comparison.seeds.runs, "reward_models": sorted(comparison.reward_models),
         "proxy": comparison.proxy, "implicit": implicit_arm(comparison), "judges": comparison.evaluation.judges,
@@ -222,8 +231,6 @@ def subset(pairs: int | None, run: int) -> dict[str, int]:
         "judge_kinds": {
             name: comparison.judges[name].kind
             for name in comparison.evaluation.judges
-    dpo_arms = {label: arm for label, arm in comparison.arms.items() if isinstance(arm, DPO)}
-    learners: dict[str, RewardModel | DPO] = {**comparison.reward_models, **dpo_arms}
             if name in comparison.judges
         },
         "annotators": [one.model_dump() for one in source.annotators] if source else None,
