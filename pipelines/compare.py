@@ -20,12 +20,14 @@ from workbench.errors import DivergenceError, IntegrityError, JudgingError
 from workbench.executors import run as execute
 from workbench.fsio import disk_errors
 from workbench.outcome import Event, Outcome
+from workbench.redact import redact
 from workbench.results import ArmCost, CostRecord, Results, StageRow
 from workbench.stages import Planned, Stage, dependencies
 from workbench.stages import plan as plan_stages
 from workbench.store import Store
 
 OnEvent = Callable[[Event], None]
+TABLES = ("judgments.jsonl", "disagreements.json", "samples.jsonl.gz")  # of the measure stage, beside the results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +121,13 @@ def run_comparison(
             folder.mkdir(parents=True, exist_ok=True)
             results.write(path)
             measured = outcome.artifacts["measure"].path
-            verdicts = shutil.copyfile(measured / "judgments.jsonl", folder / "judgments.jsonl")
-            opposed = shutil.copyfile(measured / "disagreements.json", folder / "disagreements.json")
-            figures = report(results, folder)
+            tables = [shutil.copyfile(measured / name, folder / name) for name in TABLES]
+            settings = json.dumps(redact(comparison.model_dump(mode="json")), indent=1, ensure_ascii=False)
+            (folder / "config.json").write_text(settings + "\n", encoding="utf-8")
+            figures, pages = report(results, folder)
 
         # ---- 4. Log what people look at.
-        tracking.finish(results, figures, [path, folder / "report.md", verdicts, opposed])
+        tracking.finish(results, figures, [path, *pages, *tables])
     return Finished(results=results, path=path, figures=tuple(figures), exit_code=exit_code(results))
 
 
@@ -270,12 +273,13 @@ def exit_code(results: Results) -> int:
     return JudgingError.exit_code if missing else 0
 
 
-def report(results: Results, folder: Path) -> list[Path]:
-    """Draws the figures and writes report.md; returns the figures."""
+def report(results: Results, folder: Path) -> tuple[list[Path], list[Path]]:
+    """Draws the figures and writes report.md and report.html; returns the figures and the pages."""
     from workbench.report.figures import draw_all
+    from workbench.report.page import write_report_page
     from workbench.report.summary import write_report
 
     plain = results.model_dump(mode="json", by_alias=True)
     figures = draw_all(plain, folder / "figures")
-    write_report(plain, folder / "report.md", figures)
-    return figures
+    page = write_report(plain, folder / "report.md", figures)
+    return figures, [page, write_report_page(plain, folder)]

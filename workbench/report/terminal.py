@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 from rich.box import SIMPLE_HEAD
@@ -180,12 +181,18 @@ def _print_certificate(results: Mapping[str, Any], out: Console) -> None:
 def _print_places(results: Mapping[str, Any], results_path: str | None, out: Console) -> None:
     mlflow = results.get("mlflow") or {}
     run = f" run {mlflow['run_id']}" if mlflow.get("run_id") else " (not sent yet: kept in the spool)"
-    places = [("results", results_path), ("report", results.get("report"))]
+    places = [("results", results_path), ("report", _page(results.get("report")))]
     if mlflow.get("tracking_uri"):
         places.append(("MLflow", f"{mlflow['tracking_uri']}{run}"))
     for name, place in places:
         if place:
             out.print(Text(f"{name + ':':9}{clean(place)}"), soft_wrap=True)  # a path is never broken
+
+
+def _page(report: str | None) -> str | None:
+    """The page beside report.md, where there is one."""
+    beside = Path(report).with_suffix(".html") if report else None
+    return str(beside) if beside and beside.is_file() else report
 
 
 def print_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
