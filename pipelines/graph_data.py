@@ -56,7 +56,11 @@ def data_and_sft(graph: Graph) -> dict[str, str]:
             inputs["ood"] = origin.ood
         prompts = graph.add(
             "prompts", (), "workbench.data.stages:file_prompts",
-            {"splits": data.splits.model_dump(), "limit": data.limit, "drop_invalid": data.drop_invalid}, inputs,
+            {
+                "splits": data.splits.model_dump(), "limit": data.limit, "drop_invalid": data.drop_invalid,
+                "layout": {"columns": data.columns},
+            },
+            inputs,
             seed=derive(seeds.data, "prompts"), inline=True,
         )  # fmt: skip
     lengths = {
@@ -106,6 +110,7 @@ def _file_config(comparison: Comparison) -> dict[str, Any]:
     data = comparison.data
     names = ("drop_invalid", "deduplicate", "max_identical_fraction", "limit")
     return {name: getattr(data, name) for name in names} | {
+        "layout": data.layout(),
         "splits": data.splits.model_dump(),
         "trust_remote_code": comparison.model.trust_remote_code,
     }

@@ -17,8 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.config import PPO, Comparison
+from workbench.config import PPO, Comparison, Data
+from workbench.data.columns import LOOKED_AT, rename
 from workbench.data.findings import Findings
+from workbench.data.layout import Layout, check_layout
 from workbench.data.sources import load_hub, read_rows
 from workbench.device import check_compiler, device_kind
 from workbench.errors import ConfigError
@@ -89,8 +91,12 @@ def resolve_origin(comparison: Comparison, store: Store) -> Origin:
             f"prompt in {max_length} tokens (the model's context is {context}); make it smaller",
             where="evaluation.max_response_tokens",
         )
-    preferences = local_data(data.preferences, store.home)
+    preferences = local_data(hub_name(data), store.home)
     ood = local_data(data.ood, store.home)
+    layout = Layout.from_config(data.layout())
+    for source in (preferences, ood):
+        if source is not None:
+            check_source(source, layout, needs_responses=source == preferences)
     return Origin(
         model=external(store, folder),
         preferences=external(store, preferences),
@@ -102,7 +108,7 @@ def resolve_origin(comparison: Comparison, store: Store) -> Origin:
         stop_ids=tuple(stop_ids),
         device=device,
         dtype={"auto": "float32" if device == "cpu" else "bfloat16"}.get(model.dtype, model.dtype),
-        needs_template=any(conversational(source) for source in (preferences, ood) if source is not None),
+        needs_template=any(conversational(source, layout) for source in (preferences, ood) if source is not None),
         has_ood=data.world is not None or ood is not None,
         judges=judge_sources(comparison, store),
     )
@@ -111,6 +117,47 @@ def resolve_origin(comparison: Comparison, store: Store) -> Origin:
 def external(store: Store, path: Path | None) -> External | None:
     """A path with the digest of its content; each file is hashed once per (path, size, mtime, inode)."""
     return External(path=str(path), digest=store.hash_path(path)) if path is not None else None
+
+
+def hub_name(data: Data) -> str | None:
+    """`data.preferences`, with what is asked of a hub id: `owner/name[:folder][@revision][#split]`.
+
+    Raises:
+        ConfigError: The source is a path, and something is asked that only a hub id has.
+    """
+    text = data.preferences
+    if text is None:
+        return None
+    local = Path(text).exists()
+    for name in ("revision", "folder"):
+        if local and getattr(data, name) is not None:
+            raise ConfigError(f"has no effect: {text} is a local path; remove it", where=f"data.{name}")
+    if Path(text).is_file() and data.split is not None:
+        raise ConfigError(
+            f"has no effect: {text} is one file; remove it, or give the folder or hub id", where="data.split"
+        )
+    if local:
+        return text
+    parts = ((":", data.folder), ("@", data.revision), ("#", data.split))
+    return text + "".join(mark + part for mark, part in parts if part is not None)
+
+
+def check_source(source: Path, layout: Layout, *, needs_responses: bool) -> None:
+    """Refuses options of the data block that do not fit the first rows of a source.
+
+    Args:
+        source: A file or folder; one that cannot be read is reported when it is.
+        layout: From the config.
+        needs_responses: False for a source that may hold prompts alone.
+
+    Raises:
+        ConfigError: A mapped column is missing, an option is missing, or one has no effect.
+    """
+    found = read_rows(source, Findings(source.name), limit=LOOKED_AT, split=layout.split)
+    rows = [row for _, row in found]
+    alone = bool(rows) and set(rename(rows[0], layout.columns)) <= {"prompt", "split"}
+    if rows and (needs_responses or not alone):
+        check_layout(rows, layout, source.name)
 
 
 def local_data(text: str | None, home: Path) -> Path | None:
@@ -253,8 +300,10 @@ def check_defines(path: Path, name: str) -> None:
         )
 
 
-def conversational(source: Path) -> bool:
+def conversational(source: Path, layout: Layout | None = None) -> bool:
     """Whether the first row holds lists of messages; a broken file is not, and is reported when it is read."""
-    for _, row in read_rows(source, Findings(str(source)), limit=1):
-        return any(isinstance(row.get(name), list) for name in ("prompt", "chosen"))
+    layout = layout or Layout()
+    for _, row in read_rows(source, Findings(str(source)), limit=1, split=layout.split):
+        named = rename(row, layout.columns)
+        return any(isinstance(named.get(name), list) for name in ("prompt", "chosen"))
     return False

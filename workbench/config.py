@@ -1,7 +1,8 @@
 """The config layer in one place: what the rest of the bench imports.
 
 config_base.py        strict models, shared field types
-config_sections.py    model, data, gold, evaluation, selection, resources, tracking
+config_data.py        data: sources, formats, pairings, splits, annotators
+config_sections.py    model, gold, evaluation, selection, resources, tracking
 config_arms.py        sft, reward models, ppo, dpo, best_of_n
 config_arms_online.py rloo, grpo
 config_label_use.py   data.labels: majority, soft or weighted labels, smoothing, margins
@@ -20,24 +21,20 @@ from __future__ import annotations
 from workbench.config_arms import ARM_KINDS, DPO, PPO, SFT, AdaptiveKL, Arm, BestOfN, RewardModel
 from workbench.config_arms_online import GRPO, RLOO
 from workbench.config_comparison import Comparison
+from workbench.config_data import Annotator, Data, Simulate, Splits, default_annotators
 from workbench.config_decision import AnswerCost, Decision
 from workbench.config_judges import HumanJudge, LLMJudge, RewardModelJudge
 from workbench.config_load import load_config
 from workbench.config_paths import check_paths, shipped_config, shipped_names
 from workbench.config_sections import (
-    Annotator,
-    Data,
     Evaluation,
     Gold,
     Model,
     ResourcesConfig,
     Seeds,
     Selection,
-    Simulate,
-    Splits,
     Tracking,
     WorldSize,
-    default_annotators,
 )
 from workbench.config_text import json_schema, starter_yaml
 

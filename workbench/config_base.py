@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -45,3 +45,12 @@ def refuse(problems: Iterable[Problem]) -> None:
         # Spelled out in the message too, for those who build a Comparison in Python.
         text = "; ".join(f"{'.'.join(map(str, loc))}: {message}" if loc else message for loc, message in found)
         raise PydanticCustomError("problems", "{text}", {"text": text, "problems": found})
+
+
+def exactly_one(section: Section, names: tuple[str, ...]) -> str:
+    """The message of a choice between fields of which one was wanted."""
+    values: dict[str, Any] = {name: getattr(section, name) for name in names}
+    given = [name for name, value in values.items() if value is not None and value is not False]
+    got = " and ".join(given) or "none of them"
+    hint = "; remove the others (or replace the whole block with --set)" if len(given) > 1 else ""
+    return f"got {got}, expected exactly one of {', '.join(names)}{hint}"

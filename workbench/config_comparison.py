@@ -12,11 +12,11 @@ from pydantic import Field, model_validator
 from workbench.config_arms import ARM_KINDS, DPO, PPO, SFT, Arm, BestOfN, RewardModel
 from workbench.config_arms_online import GRPO, RLOO
 from workbench.config_base import RESERVED_LABELS, SLUG, Label, Problem, Section, refuse
+from workbench.config_data import Data
 from workbench.config_decision import Decision
 from workbench.config_judges import CONNECTION, RESERVED_JUDGES, Judge
 from workbench.config_labels import label_problems
 from workbench.config_sections import (
-    Data,
     Evaluation,
     Gold,
     Model,

@@ -1,4 +1,4 @@
-"""The config's sections but the arms: model, data, gold, evaluation, selection, resources, tracking."""
+"""The config's sections but arms and data: model, gold, evaluation, selection, resources, tracking."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from workbench.config_base import Count, Fraction, Label, Problem, Section, Seed, World, refuse
-from workbench.config_label_use import LabelUse, labeling_problems
+from workbench.config_base import Count, Label, Problem, Section, Seed, World, exactly_one, refuse
 
 _MODULE_FUNCTION = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 
@@ -118,7 +117,7 @@ class Model(Section):
     def _problems(self) -> list[Problem]:
         found: list[Problem] = []
         if (self.policy is None) == (self.world is None):
-            found.append(((), _exactly_one(self, ("policy", "world"))))
+            found.append(((), exactly_one(self, ("policy", "world"))))
         if self.policy is not None and not self.policy.strip():
             found.append((("policy",), "got an empty text, expected a model folder or a hub id"))
         if self.policy is not None and self.size != WorldSize():
@@ -134,139 +133,6 @@ class Model(Section):
             message = f"got {self.max_prompt_tokens}, expected less than model.max_length ({self.max_length})"
             found.append((("max_prompt_tokens",), message))
         return found
-
-
-class Annotator(Section):
-    """Prefers a over b with probability sigmoid((gold difference + biases) / temperature)."""
-
-    name: str = Field(default="", description="Name in reports; empty: annotator-1, annotator-2 and so on.")
-    temperature: float = Field(
-        default=1.0, gt=0, description="Noise, in units of gold reward; scale it by gold's spread."
-    )
-    length_bias: float = Field(
-        default=0.0, description="Added per five words that a is longer, in units of gold reward."
-    )
-    position_bias: float = Field(
-        default=0.0, description="Added to the response that is shown first, in units of gold reward."
-    )
-    careless: Fraction = Field(default=0.0, description="Probability of a coin flip instead of a judgment.")
-
-
-def default_annotators() -> list[Annotator]:
-    """The helpdesk world's five annotators."""
-    return [
-        Annotator(name="careful", temperature=0.8, careless=0.02),
-        Annotator(name="average", temperature=1.0, length_bias=0.1, careless=0.05),
-        Annotator(name="wordy", temperature=1.2, length_bias=0.3, position_bias=0.2, careless=0.05),
-        Annotator(name="distracted", temperature=1.0, careless=0.15),
-        Annotator(name="hasty", temperature=1.5, length_bias=0.1, position_bias=0.3, careless=0.05),
-    ]
-
-
-def _named(annotators: list[Annotator]) -> list[Annotator]:
-    """Fills empty names and refuses equal ones: annotators are told apart by name."""
-    named = [a if a.name else a.model_copy(update={"name": f"annotator-{i}"}) for i, a in enumerate(annotators, 1)]
-    names = [a.name for a in named]
-    refuse(
-        ((i, "name"), f"got '{name}' a second time, expected different names")
-        for i, name in enumerate(names)
-        if name in names[:i]
-    )
-    return named
-
-
-Annotators = Annotated[list[Annotator], Field(min_length=1), AfterValidator(_named)]
-
-
-class Simulate(Section):
-    """Pairs sampled from the SFT policy and labeled by annotators who know the gold reward."""
-
-    prompts: str = Field(min_length=1, description="File of prompts (one `prompt` a row), split by data.splits.")
-    pairs: Count = Field(default=2000, description="Training pairs to make.")
-    validation_pairs: Count = Field(default=400, description="Validation pairs to make.")
-    test_pairs: Count = Field(default=400, description="Test pairs to make.")
-    annotators: Annotators = Field(default_factory=default_annotators, description="Who labels the pairs.")
-
-
-class Splits(Section):
-    """Shares of the prompts (not of the pairs) that are kept from training."""
-
-    validation: float = Field(default=0.1, gt=0, lt=1, description="Fraction of prompts for validation.")
-    test: float = Field(default=0.1, gt=0, lt=1, description="Fraction of prompts for the final evaluation.")
-
-    @model_validator(mode="after")
-    def _check(self) -> Splits:
-        if self.validation + self.test >= 1:
-            total = f"got {self.validation:g} + {self.test:g} for validation and test"
-            refuse([((), f"{total}, expected a sum below 1: the rest is for training")])
-        return self
-
-
-class Data(Section):
-    """The preference pairs, the same for every arm: a world's, a file's, or simulated ones."""
-
-    world: World | None = Field(default=None, description="Pairs of an embedded world, whose gold reward is known.")
-    pairs: Count = Field(default=2000, description="Training pairs that the world makes.")
-    validation_pairs: Count = Field(default=400, description="Validation pairs that the world makes.")
-    test_pairs: Count = Field(default=400, description="Test pairs that the world makes.")
-    preferences: str | None = Field(
-        default=None, description="Or: pairs from jsonl(.gz), parquet, csv, a datasets folder or a hub id."
-    )
-    simulate: Simulate | None = Field(
-        default=None, description="Or: pairs sampled from the SFT policy, labeled by gold."
-    )
-    splits: Splits = Field(default_factory=Splits, description="Shares of prompts, for preferences and simulate.")
-    ood: str | None = Field(default=None, description="File of out-of-distribution pairs for the agreement of rewards.")
-    ood_prompts: Count = Field(default=128, description="Out-of-distribution prompts that the world makes.")
-    annotators: Annotators = Field(default_factory=default_annotators, description="Who labels the world's pairs.")
-    labels_per_pair: Count = Field(default=1, description="Annotators asked per pair; the majority decides.")
-    labels: LabelUse = Field(
-        default_factory=LabelUse, description="How an annotated pair becomes a training label, the same for every arm."
-    )
-    label_noise: float = Field(
-        default=0.0,
-        ge=0,
-        le=0.5,
-        description="Probability with which a training label is turned, from seeds.data; a larger one turns the same "
-        "labels and more. Validation and test labels stay.",
-    )
-    drop_invalid: bool = Field(default=False, description="Drops and lists invalid rows instead of stopping.")
-    deduplicate: bool = Field(default=False, description="Keeps the first of equal pairs.")
-    max_identical_fraction: Fraction = Field(
-        default=0.01, description="Largest fraction of rows whose chosen equals rejected before it is an error."
-    )
-    limit: Count | None = Field(default=None, description="Uses only the first rows of the file, in rows.")
-
-    @model_validator(mode="after")
-    def _check(self) -> Data:
-        refuse(self._problems())
-        return self
-
-    def _problems(self) -> list[Problem]:
-        found: list[Problem] = []
-        sources = [name for name in ("world", "preferences", "simulate") if getattr(self, name) is not None]
-        if len(sources) != 1:
-            return [((), _exactly_one(self, ("world", "preferences", "simulate")))]
-        source = sources[0]
-        if self.preferences is not None and not self.preferences.strip():
-            found.append((("preferences",), "got an empty text, expected a file, a folder or a hub id"))
-        used = {
-            "world": {"pairs", "validation_pairs", "test_pairs", "ood_prompts", "annotators", "labels_per_pair"},
-            "preferences": {"splits", "ood", "limit"},
-            "simulate": {"splits", "ood", "limit", "labels_per_pair"},
-        }
-        hints = {"preferences": "; data.limit bounds the rows", "simulate": "; see data.simulate"}
-        # Against the defaults rather than fields_set: a dumped config names every field and must load again.
-        for name in sorted(set().union(*used.values()) - used[source]):
-            if getattr(self, name) != Data.model_fields[name].get_default(call_default_factory=True):
-                hint = hints.get(source, "") if name not in {"splits", "ood", "limit"} else ""
-                found.append(((name,), f"has no effect with data.{source}; remove it{hint}"))
-        annotators = self.simulate.annotators if self.simulate else self.annotators
-        if source != "preferences" and self.labels_per_pair > len(annotators):
-            message = f"got {self.labels_per_pair}, expected at most the number of annotators ({len(annotators)})"
-            found.append((("labels_per_pair",), message))
-        names = None if source == "preferences" else [one.name for one in annotators]
-        return found + labeling_problems(self.labels, annotators=names, labels_per_pair=self.labels_per_pair)
 
 
 class Gold(Section):
@@ -285,7 +151,7 @@ class Gold(Section):
     @model_validator(mode="after")
     def _check(self) -> Gold:
         if (self.python is not None) + self.world + (self.reward_model is not None) != 1:
-            refuse([((), _exactly_one(self, ("python", "world", "reward_model")))])
+            refuse([((), exactly_one(self, ("python", "world", "reward_model")))])
         return self
 
 
@@ -376,12 +242,3 @@ def _has_password(uri: str) -> bool:
 
 def _looks_local(text: str) -> bool:
     return os.path.isabs(text) or text.startswith((".", "~"))
-
-
-def _exactly_one(section: Section, names: tuple[str, ...]) -> str:
-    """The message of a choice between fields of which one was wanted."""
-    values: dict[str, Any] = {name: getattr(section, name) for name in names}
-    given = [name for name, value in values.items() if value is not None and value is not False]
-    got = " and ".join(given) or "none of them"
-    hint = "; remove the others (or replace the whole block with --set)" if len(given) > 1 else ""
-    return f"got {got}, expected exactly one of {', '.join(names)}{hint}"

@@ -180,6 +180,7 @@ class PairParts:
     @classmethod
     def of(cls, texts: Texts, source: str) -> PairParts:
         """The parts of a parsed row."""
+        # These two alone: a record's fields, not what a file said beside them.
         annotations = [{"annotator": one.annotator, "prefers_first": one.prefers_first} for one in texts.annotations]
         # Texts of a file say nothing about length limits: its responses count as finished.
         finished = {"chosen_finished": True, "rejected_finished": True}
