@@ -22,6 +22,7 @@ from workbench.fsio import disk_errors
 from workbench.outcome import Event, Outcome
 from workbench.redact import redact
 from workbench.results import ArmCost, CostRecord, Results, StageRow
+from workbench.results_tuning import TuningLedger
 from workbench.stages import Planned, Stage, dependencies
 from workbench.stages import plan as plan_stages
 from workbench.store import Store
@@ -59,6 +60,7 @@ def run_comparison(
     wait_s: float = 0.0,
     on_event: OnEvent | None = None,
     warn: Callable[[str], None] | None = None,
+    tuned: TuningLedger | None = None,
 ) -> Finished:
     """Runs what is not in the store yet and writes results, report and figures below `home/results/NAME`.
 
@@ -68,6 +70,7 @@ def run_comparison(
         wait_s: How long to wait for a stage that another process builds.
         on_event: Sees every event of the executor (live view).
         warn: Receives lines for people.
+        tuned: What it took to get the arms' settings, where they were tuned; the certificate carries it.
 
     Raises:
         WorkbenchError: A stage failed; all that completed is kept, and the next run goes on from there.
@@ -109,7 +112,8 @@ def run_comparison(
         outcome.why |= built
 
         # ---- 3. Put the results together and certify them.
-        results = assemble(graph, outcome, tracking.describe(), unfinished)
+        results = assemble(graph, outcome, tracking.describe(), unfinished, tuned)
+        results = results.model_copy(update={"warnings": [*results.warnings, *labels.found]})
         from workbench.decide import decide
 
         verdict = decide(results, comparison.decision, comparison.evaluation.judges[0])
@@ -173,15 +177,20 @@ def fan_out(*listeners: OnEvent | None) -> OnEvent:
 
 
 def assemble(
-    graph: Graph, outcome: Outcome, mlflow: Mapping[str, Any], unfinished: Mapping[str, str] | None = None
+    graph: Graph,
+    outcome: Outcome,
+    mlflow: Mapping[str, Any],
+    unfinished: Mapping[str, str] | None = None,
+    tuned: TuningLedger | None = None,
 ) -> Results:
     """results.json from the measure stage, the records' costs and the certificate.
 
     Args:
         unfinished: Judge -> why it did not finish.
+        tuned: Ledger of the tuning behind the arms' settings.
     """
     from workbench.match import certificate
-    from workbench.sides import from_json
+    from workbench.sides import from_json, with_tuning
 
     comparison = graph.comparison
     folder = outcome.artifacts["measure"].path
@@ -192,7 +201,7 @@ def assemble(
     sides = []
     for side in facts["sides"]:
         own, total = costs[side["label"], runs[0] if side["seed"] is None else side["seed"]]
-        sides.append(from_json(side, own=own, total=total))
+        sides.append(with_tuning(from_json(side, own=own, total=total), tuned))
     match = certificate(sides, facts["split_prompts"], comparison.evaluation.judges, train_pairs=facts["train_pairs"])
     order = ["sft", *comparison.arms]  # stages get their config with sorted keys
     measured, arms = parts.pop("arms"), {}
@@ -228,15 +237,18 @@ def assemble(
     return Results.model_validate(
         {
             "schema": 1, "comparison": comparison.name, "seeds": comparison.seeds.model_dump(), "mlflow": dict(mlflow),
-            "report": None, "match": match, "arms": arms, "stages": stages, **parts,
-            "warnings": warnings(comparison, parts["judges"], unfinished or {}),
+            "report": None, "match": match, "arms": arms, "stages": stages, **parts, "tuning": tuned,
+            "warnings": warnings(comparison, parts["judges"], unfinished or {}, tuned),
             "judging_incomplete": dict(unfinished or {}) | silent_judges(parts["judges"]),
         }
     )  # fmt: skip
 
 
 def warnings(
-    comparison: Comparison, judges: Mapping[str, Mapping[str, Any]], unfinished: Mapping[str, str]
+    comparison: Comparison,
+    judges: Mapping[str, Mapping[str, Any]],
+    unfinished: Mapping[str, str],
+    tuned: TuningLedger | None = None,
 ) -> list[str]:
     """What a reader must know before quoting a number.
 
@@ -244,6 +256,7 @@ def warnings(
         comparison: Without the judges that did not finish.
         judges: The section of results.json.
         unfinished: Judges that did not finish.
+        tuned: Ledger of the tuning behind the arms' settings.
     """
     from workbench.report.wording import seeds_caveat
 
@@ -253,6 +266,8 @@ def warnings(
         found.append("Judge 'proxy' is the reward model that PPO, RLOO, GRPO and best-of-n optimize: it favors them.")
     if comparison.selection.rule == "best" and comparison.selection.metric == "gold_reward":
         found.append("Checkpoints were chosen by the gold reward: an oracle that no user has.")
+    if tuned is not None and tuned.objective.oracle:
+        found.append("Settings were tuned by the gold reward: an oracle that no user has.")
     headline = comparison.evaluation.judges[0]
     found += [f"Judge '{name}' did not finish: the headline is by '{headline}'." for name in unfinished]
     for name, judge in judges.items():

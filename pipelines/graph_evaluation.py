@@ -56,11 +56,20 @@ def follow(graph: Graph, shared: dict[str, str], rewards: Mapping[str, str], lab
 
 
 def generations(
-    graph: Graph, shared: dict[str, str], split: str, label: str | None, run: int, *, for_kl: bool = False
+    graph: Graph,
+    shared: dict[str, str],
+    split: str,
+    label: str | None,
+    run: int,
+    *,
+    for_kl: bool = False,
+    size: tuple[int, int] | None = None,
 ) -> str:
+    """Samples of an arm's chosen checkpoint, or of the SFT; `size`: prompts and samples of each, else evaluation's."""
     comparison, evaluation = graph.comparison, graph.comparison.evaluation
+    prompts, samples = size or (evaluation.prompts, evaluation.samples_per_prompt)
     config = decoding(graph) | {
-        "split": split, "prompts": evaluation.prompts, "samples_per_prompt": evaluation.samples_per_prompt
+        "split": split, "prompts": prompts, "samples_per_prompt": samples
     } | (STRAIGHT if for_kl else {})  # fmt: skip
     inputs: dict[str, str | External] = {"prompts": shared["prompts"], "sft": shared["sft"]}
     if label is not None:
@@ -75,7 +84,14 @@ def generations(
 
 
 def candidate_pool(
-    graph: Graph, shared: dict[str, str], rewards: Mapping[str, str], run: int, *, for_kl: bool = False
+    graph: Graph,
+    shared: dict[str, str],
+    rewards: Mapping[str, str],
+    run: int,
+    *,
+    for_kl: bool = False,
+    split: str = "test",
+    prompts: int | None = None,
 ) -> dict[str, str]:
     """One candidate pool for all best-of-n arms, as large as the largest asks for, and its scores.
 
@@ -83,6 +99,8 @@ def candidate_pool(
 
     Args:
         for_kl: Draw it at temperature 1 and top-p 1, for the frontier where answers are drawn otherwise.
+        split: Of the prompts.
+        prompts: How many of them; None: evaluation's.
 
     Returns:
         "candidates", "gold" where there is one, and each selector's column (the proxy's always) -> the stage that has
@@ -95,9 +113,9 @@ def candidate_pool(
     shares = max(comparison.evaluation.samples_per_prompt, len(arms))
     size = max(max(arm.pool, arm.n * shares) for arm in arms)
     config = decoding(graph) | {
-        "split": "test", "prompts": comparison.evaluation.prompts, "samples_per_prompt": size
+        "split": split, "prompts": prompts or comparison.evaluation.prompts, "samples_per_prompt": size
     } | (STRAIGHT if for_kl else {})  # fmt: skip
-    purpose = "kl" if for_kl else "test"
+    purpose = "kl" if for_kl else split
     candidates = graph.add(
         "candidates", (purpose, f"seed={run}"), "workbench.evaluation:generate", config,
         {"prompts": shared["prompts"], "sft": shared["sft"]},

@@ -6,99 +6,21 @@ People's output and progress go to stderr; stdout holds what --json prints, or w
 
 from __future__ import annotations
 
-import functools
 import json
 import math
-import os
-import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from workbench import __version__
-from workbench.errors import ConfigError, WorkbenchError
+from workbench.cli_common import common, config_options, emit, home_option
+from workbench.cli_tune import tune
+from workbench.errors import ConfigError
 
 EXIT_CODES = """\b
 Exit codes: 0 fine · 2 usage, config or data · 3 resources · 4 integrity or certificate · 5 divergence ·
 6 judging incomplete · 75 store busy · 130/143 signals"""
-
-Command = Callable[..., int | None]
-
-
-def guarded(command: Command) -> Command:
-    """Turns failures into one message and the documented exit code; with --json into one object on stdout."""
-
-    @functools.wraps(command)
-    def run(**options: Any) -> None:
-        as_json, debug = bool(options.get("as_json")), bool(options.pop("debug", False))
-        try:
-            code = command(**options) or 0
-        except WorkbenchError as error:
-            if debug:
-                traceback.print_exc()
-            fail(error.code, error.message, error.where, as_json, debug)
-            code = error.exit_code
-        except KeyboardInterrupt:
-            fail("interrupted", "interrupted; run the same command again to go on from here", None, as_json, debug)
-            code = 130
-        except SystemExit as end:
-            if end.code == 143:
-                fail("terminated", "terminated; run the same command again to go on from here", None, as_json, debug)
-            raise
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
-            raise  # click knows what to do with these
-        except Exception as error:
-            if debug:
-                traceback.print_exc()
-            message = f"{type(error).__name__}: {error} (a fault of the workbench; --debug shows where)"
-            fail("internal", message, None, as_json, debug)
-            code = 1
-        sys.exit(code)
-
-    return run
-
-
-def fail(code: str, message: str, where: str | None, as_json: bool, debug: bool) -> None:
-    """Prints one failure: for people on stderr, and for programs on stdout."""
-    from workbench.report.wording import clean
-
-    lines = "\n".join(clean(line) for line in (f"{where}: {message}" if where else message).splitlines())
-    click.echo(f"error: {lines}", err=True)
-    if as_json:
-        emit({"schema": 1, "error": {"code": code, "message": message, "where": where}})
-
-
-def emit(value: Any) -> None:
-    """One JSON object on stdout."""
-    click.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
-
-
-def home_option(command: Command) -> Command:
-    """--home, with WORKBENCH_HOME and ./mlruns behind it."""
-    return click.option(
-        "--home",
-        type=click.Path(path_type=Path, file_okay=False),
-        default=lambda: os.environ.get("WORKBENCH_HOME") or "mlruns",
-        show_default="$WORKBENCH_HOME or ./mlruns",
-        help="Folder of all that runs leave: store, MLflow database, results.",
-    )(command)
-
-
-def common(command: Command) -> Command:
-    """--json and --debug, and the guard."""
-    command = click.option("--debug", is_flag=True, help="Show tracebacks.")(guarded(command))
-    return click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")(command)
-
-
-def config_options(command: Command) -> Command:
-    """CONFIG and --set."""
-    command = click.option(
-        "--set", "overrides", multiple=True, metavar="A.B=C", help="Override a field; the value is YAML. Repeatable."
-    )(command)
-    return click.argument("config", type=click.Path(path_type=Path))(command)
 
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -111,9 +33,12 @@ def main() -> None:
 @config_options
 @home_option
 @click.option("--wait", is_flag=True, help="Wait for stages that another process builds, instead of exiting with 75.")
+@click.option("--tuned", metavar="STUDY", help="With the settings that `workbench tune` chose; STUDY or tuning.json.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress, no tables; errors only.")
 @common
-def compare(config: Path, overrides: tuple[str, ...], home: Path, wait: bool, quiet: bool, as_json: bool) -> int:
+def compare(
+    config: Path, overrides: tuple[str, ...], home: Path, wait: bool, tuned: str | None, quiet: bool, as_json: bool
+) -> int:
     """Run the head-to-head of CONFIG (a file, or a shipped name such as quickstart).
 
     What is in the store already is reused, and what was interrupted goes on.
@@ -123,11 +48,16 @@ def compare(config: Path, overrides: tuple[str, ...], home: Path, wait: bool, qu
     from workbench.report.live import LiveView
     from workbench.report.terminal import print_results
 
-    comparison = load_config(config, overrides)
+    comparison, ledger = load_config(config, overrides), None
+    if tuned is not None:
+        from pipelines.tuned import with_tuned
+
+        comparison, ledger = with_tuned(comparison, tuned, home.absolute())
     with LiveView(quiet=quiet) as view:
         finished = run_comparison(
-            comparison, home=home.absolute(), wait_s=math.inf if wait else 0.0, on_event=view, warn=view.say
-        )
+            comparison, home=home.absolute(), wait_s=math.inf if wait else 0.0, on_event=view, warn=view.say,
+            tuned=ledger,
+        )  # fmt: skip
     plain = finished.results.model_dump(mode="json", by_alias=True)
     if not quiet:
         print_results(plain, results_path=str(finished.path))
@@ -268,6 +198,9 @@ def agree(home: Path, quiet: bool, as_json: bool, **request: Any) -> None:
         print_agreement(found["sets"], make_console(stderr=as_json))
     if as_json:
         emit(found)
+
+
+main.add_command(tune)
 
 
 @main.group()

@@ -8,6 +8,7 @@ config_arms_online.py rloo, grpo
 config_label_use.py   data.labels: majority, soft or weighted labels, smoothing, margins
 config_labels.py      which dpo arm learns from which
 config_judges.py      judges beside gold and proxy
+config_tuning.py      budget, ranges, objective, pruner and repeats of `workbench tune`
 config_decision.py    margin and serving budget of the decision
 config_comparison.py  the whole, with the checks across sections
 config_yaml.py        YAML text to a tree in which every value knows its line
@@ -37,6 +38,7 @@ from workbench.config_sections import (
     WorldSize,
 )
 from workbench.config_text import json_schema, starter_yaml
+from workbench.config_tuning import Tuning
 
 __all__ = [
     "ARM_KINDS",
@@ -66,6 +68,7 @@ __all__ = [
     "Simulate",
     "Splits",
     "Tracking",
+    "Tuning",
     "WorldSize",
     "check_paths",
     "default_annotators",

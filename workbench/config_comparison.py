@@ -25,6 +25,7 @@ from workbench.config_sections import (
     Selection,
     Tracking,
 )
+from workbench.config_tuning import REWARD_MODEL, Tuning, tuning_problems
 
 # Sections that may be left empty (a block whose lines are all commented out is null).
 _DEFAULTED = ("seeds", "reward_models", "judges", "evaluation", "selection", "decision", "resources", "tracking")
@@ -59,6 +60,9 @@ class Comparison(Section):
     decision: Decision = Field(default_factory=Decision, description="What difference matters, and what may be served.")
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig, description="What the run may use.")
     tracking: Tracking = Field(default_factory=Tracking, description="MLflow.")
+    tuning: Tuning | None = Field(
+        default=None, description="What `workbench tune` may try and spend; null: its defaults. Not read by compare."
+    )
 
     @property
     def proxy(self) -> str:
@@ -66,9 +70,9 @@ class Comparison(Section):
         return "main" if "main" in self.reward_models else next(iter(self.reward_models))
 
     def semantic(self) -> dict[str, Any]:
-        """The fields that can change a result, JSON-able: all but description, tracking, resources.workers and how a
-        judge's endpoint is reached."""
-        dump = self.model_dump(mode="json", exclude={"description": True, "tracking": True})
+        """The fields that can change a result, JSON-able: all but description, tracking, tuning, resources.workers and
+        how a judge's endpoint is reached."""
+        dump = self.model_dump(mode="json", exclude={"description": True, "tracking": True, "tuning": True})
         del dump["resources"]["workers"]
         for judge in dump["judges"].values():
             for name in CONNECTION:
@@ -108,8 +112,17 @@ class Comparison(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Comparison:
-        refuse([*self._source_problems(), *self._arm_problems(), *self._judging_problems()])
+        refuse(
+            [*self._source_problems(), *self._arm_problems(), *self._judging_problems(), *self._tuning_problems()]
+        )
         return self
+
+    def _tuning_problems(self) -> list[Problem]:
+        """What is tuned must be there, and its judge must not be the comparison's."""
+        blocks: dict[str, Section] = {**self.arms, REWARD_MODEL: self.reward_models[self.proxy]}
+        known = {*RESERVED_JUDGES, *(name for name, judge in self.judges.items() if judge.kind != "human")}
+        judges, has_gold = self.evaluation.judges, self.gold is not None
+        return [*tuning_problems(self.tuning, blocks, judges, known, self.seeds.runs, has_gold=has_gold)]
 
     def _source_problems(self) -> list[Problem]:
         """Model, data, gold and SFT must fit each other."""

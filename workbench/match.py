@@ -101,10 +101,21 @@ class KLMeasure:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """Trials that were spent on this arm's settings and the compute that they took (None = not recorded)."""
+    """Trials that were spent on this arm's settings and the compute that they took (None = not recorded).
+
+    Args:
+        trials: Pruned and failed ones among them.
+        spent: All of it, repeats included.
+        budget: What every arm was to spend, such as "20 trials" or "600 seconds".
+        met: That much was spent.
+        rule: Sampler, pruner, seeds and selection in words.
+    """
 
     trials: int
     spent: Cost | None
+    budget: str = ""
+    met: bool = True
+    rule: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -429,10 +440,23 @@ def _same_kl(sides: Sequence[Side]) -> tuple[Ok, str]:
 
 
 def _same_tuning(sides: Sequence[Side]) -> tuple[Ok, str]:
-    """As many trials for each arm, and what they took written down; never a tick where nothing was tuned."""
+    """One budget and one rule for each arm, and what they took written down; never a tick where nothing was tuned.
+
+    A budget of trials means as many trials; one of seconds or tokens means that each arm spent it, to a trial's cost.
+    """
     if all(s.tuning is None for s in sides):
         return "not_applicable", "nothing was tuned"
-    ok, told = _same(sides, "trials", lambda s: None if s.tuning is None else str(s.tuning.trials))
+    compute = any(s.tuning is not None and s.tuning.budget and "trials" not in s.tuning.budget for s in sides)
+    if compute:
+        ok, told = _same(sides, "budget", lambda s: None if s.tuning is None else s.tuning.budget)
+    else:
+        ok, told = _same(sides, "trials", lambda s: None if s.tuning is None else str(s.tuning.trials))
+    rules = {s.tuning.rule for s in sides if s.tuning is not None}
+    told += "".join(f"; rule: {rule}" for rule in sorted(rules) if rule)
+    if len(rules) > 1:
+        ok = False
+    if short := [s.name for s in sides if s.tuning is not None and not s.tuning.met]:
+        ok, told = False, f"{told}; the budget was not spent for {', '.join(short)}"
     unspent = [s.name for s in sides if s.tuning is not None and s.tuning.spent is None]
     if unspent:
         return False, f"{told}; compute not recorded for {', '.join(unspent)}"

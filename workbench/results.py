@@ -25,6 +25,7 @@ from workbench.results_decision import Decision
 from workbench.results_diversity import Diversity
 from workbench.results_learning import LearningCurve, LearningGap
 from workbench.results_tilt import TiltDifference, TiltPoint
+from workbench.results_tuning import TuningLedger
 from workbench.types import Cost
 
 SCHEMA: Literal[1] = 1
@@ -313,6 +314,9 @@ class Results(Model):
         default_factory=dict, description="Judge -> why it did not finish; its verdicts are kept, the next run goes on"
     )
     decision: Decision | None = Field(default=None, description="What it all comes to, on which evidence")
+    tuning: TuningLedger | None = Field(
+        default=None, description="What it took to get the arms' settings; null: they are the config's own"
+    )
     stages: list[StageRow]
     warnings: list[str] = Field(default_factory=list, description="What a reader must know before quoting a number")
 

@@ -27,8 +27,10 @@ from workbench.match import (
     Selection,
     Side,
     Tokenization,
+    Tuning,
 )
 from workbench.packed import PackedPairs, read_packed_prompts
+from workbench.results_tuning import TuningLedger
 from workbench.types import Cost
 
 
@@ -211,6 +213,18 @@ def from_json(value: Mapping[str, Any], *, own: Cost, total: Cost) -> Side:
     token = fields["tokenization"]
     fields["tokenization"] = Tokenization(**(token | {"stop_ids": tuple(token["stop_ids"])})) if token else None
     return Side(**(fields | {"own_cost": own, "total_cost": total}))
+
+
+def with_tuning(side: Side, ledger: TuningLedger | None) -> Side:
+    """A side with what was spent on its settings; as it is where the ledger does not know the arm."""
+    if ledger is None or side.label not in ledger.arms:
+        return side
+    arm, budget = ledger.arms[side.label], ledger.budget
+    tuning = Tuning(
+        trials=arm.trials, spent=arm.spent.cost(), budget=f"{budget.amount:g} {budget.unit}", met=arm.met,
+        rule=ledger.rule,
+    )  # fmt: skip
+    return dataclasses.replace(side, tuning=tuning)
 
 
 def declared_subset(

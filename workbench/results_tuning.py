@@ -1,0 +1,210 @@
+"""tuning.json, what `workbench tune` finds, and the ledger that a comparison with tuned values carries."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError
+
+from workbench.errors import DataError
+from workbench.results_base import KL, Compared, Count, E, Model
+from workbench.types import Cost
+
+State = Literal["complete", "pruned", "failed"]
+Setting = bool | int | float | str | None
+
+
+class Spent(Model):
+    """What was spent: seconds, counts and bytes, summed over resumes; pruned and failed trials count."""
+
+    wall_s: float
+    cpu_s: float
+    gpu_s: float
+    flops: float
+    tokens_trained: Count
+    tokens_generated: Count
+    reward_queries: Count
+    peak_memory_bytes: Count
+
+    @classmethod
+    def of(cls, cost: Cost) -> Self:
+        """From a Cost."""
+        counts = {name: round(value) for name, value in vars(cost).items() if not name.endswith("_s")}
+        return cls(**{**vars(cost), **counts, "flops": cost.flops})
+
+    def cost(self) -> Cost:
+        """Back as a Cost."""
+        return Cost(**self.model_dump())
+
+
+class TrialRow(Model):
+    number: Count
+    state: State
+    params: dict[str, Setting]
+    value: E | None = Field(description="The objective on validation, in the search's run seed; null if not complete")
+    seq_kl: KL | None = None
+    feasible: bool = Field(description="KL within the objective's max_kl; true where there is no limit")
+    reason: str | None = Field(default=None, description="Why it was pruned or failed")
+    intermediate: dict[str, float] = Field(default_factory=dict, description="Scores of its checkpoints, by step")
+    spent: Spent = Field(description="Its own stages that no earlier trial of this arm had made")
+    wall_s: float | None = Field(default=None, description="From start to end, resumes apart")
+
+
+class Repeated(Model):
+    """A setting on fresh run seeds, which had no part in finding it."""
+
+    number: Count
+    params: dict[str, Setting]
+    value: E | None = Field(description="Mean over prompts and fresh seeds; null where a seed's run diverged")
+    seq_kl: KL | None
+    feasible: bool
+    reason: str | None = None
+
+
+class Best(Model):
+    number: Count
+    params: dict[str, Setting]
+    value: E = Field(description="On fresh seeds; without repeats the search's own, which the search flatters")
+    seq_kl: KL | None
+    feasible: bool = Field(description="false: no setting kept within max_kl; this one passes it least")
+    search_value: E
+
+
+class BestSoFar(Model):
+    """The best feasible setting after so much was spent."""
+
+    trials: Count
+    seconds: float = Field(description="Measured compute up to here: GPU seconds, CPU seconds without a GPU")
+    number: Count
+    value: float
+
+
+class TunedArm(Model):
+    """One arm's sweep."""
+
+    kind: str
+    study: str
+    trials: Count = Field(description="Ended trials: complete, pruned and failed")
+    complete: Count
+    pruned: Count
+    failed: Count
+    met: bool = Field(description="The whole budget was spent")
+    best: Best | None = Field(description="null: no trial is complete")
+    default: Repeated | None = Field(default=None, description="The config's own values, on the same seeds as best")
+    gain: Compared | None = Field(default=None, description="best less default on fresh seeds, paired by prompt")
+    winners_curse: Compared | None = Field(
+        default=None, description="The search's winner: its score there less its score on fresh seeds, paired by prompt"
+    )
+    repeated: list[Repeated] = Field(default_factory=list)
+    spent: Spent = Field(description="Trials and repeats; what arms share (SFT, reward model) is not in it")
+    spent_trials: Spent
+    spent_repeats: Spent
+    best_so_far: list[BestSoFar] = Field(default_factory=list)
+    pareto: list[Count] = Field(default_factory=list, description="Trials that none beats in score and KL")
+    importance: dict[str, float] = Field(default_factory=dict, description="Share of the score's variance by setting")
+    rows: list[TrialRow]
+
+
+class OrderAt(Model):
+    """Arms from best to worst, had the search ended here."""
+
+    at: float
+    order: list[str]
+
+
+class Budgeted(Model):
+    unit: Literal["trials", "seconds", "tokens"]
+    amount: float
+
+
+class TunedObjective(Model):
+    metric: str
+    judge: str | None
+    max_kl: float | None
+    split: Literal["validation"] = "validation"
+    prompts: Count
+    oracle: bool = Field(description="Scored by gold, which no user has")
+
+
+class TuningResults(Model):
+    """The whole file."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    study: str = Field(description="Name of the tuning; each arm's study is NAME/LABEL")
+    comparison: str
+    storage: str
+    objective: TunedObjective
+    budget: Budgeted
+    rule: str = Field(description="Sampler, pruner, seeds and selection: the same for every arm")
+    seeds: list[int] = Field(description="Run seed of the search, then those of the repeats")
+    upstream: str = Field(description="Digest of what the tuned values belong to: model, data, gold, SFT")
+    arms: dict[str, TunedArm]
+    order_by_trials: list[OrderAt] = Field(default_factory=list)
+    order_by_seconds: list[OrderAt] = Field(default_factory=list)
+    order_default: list[str] = Field(default_factory=list, description="Arms by the default's score on fresh seeds")
+    order_tuned: list[str] = Field(default_factory=list, description="Arms by the chosen setting's")
+    mlflow: dict[str, Any] = Field(default_factory=dict)
+    figures: list[str] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list)
+
+    def to_json(self) -> str:
+        """The file's text."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+class TunedBy(Model):
+    """One arm's line in the ledger."""
+
+    study: str
+    trials: Count
+    complete: Count
+    pruned: Count
+    failed: Count
+    met: bool
+    params: dict[str, Setting]
+    spent: Spent
+
+
+class TuningLedger(Model):
+    """What it took to get the values that a comparison was run with."""
+
+    study: str
+    budget: Budgeted
+    rule: str
+    objective: TunedObjective
+    arms: dict[str, TunedBy]
+
+
+def ledger_of(found: TuningResults) -> TuningLedger:
+    """The ledger of a tuning; an arm without a chosen setting keeps the config's values, and says so by no params."""
+    arms = {
+        label: TunedBy(
+            study=arm.study, trials=arm.trials, complete=arm.complete, pruned=arm.pruned, failed=arm.failed,
+            met=arm.met, params=arm.best.params if arm.best is not None else {}, spent=arm.spent,
+        )
+        for label, arm in found.arms.items()
+    }  # fmt: skip
+    return TuningLedger(study=found.study, budget=found.budget, rule=found.rule, objective=found.objective, arms=arms)
+
+
+def load_tuning(home: Path, name: str) -> TuningResults:
+    """Reads the tuning.json of a study by its name, or of a path.
+
+    Raises:
+        DataError: There is none, or it cannot be read.
+    """
+    path = Path(name) if name.endswith(".json") else home / "tuning" / name / "tuning.json"
+    try:
+        return TuningResults.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        known = sorted(one.parent.name for one in (home / "tuning").glob("*/tuning.json"))
+        message = f"no such tuning, expected one of {', '.join(known) or '(there is none)'}; run `workbench tune` first"
+        raise DataError(message, where=str(path)) from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        raise DataError(f"is not a tuning.json: {field}: {first['msg']}", where=str(path)) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot be read: {error}", where=str(path)) from None
