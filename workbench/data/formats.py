@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from workbench.data.annotation_details import annotation_of
 from workbench.types import SPLITS, Annotation, Split
 
 Format = Literal["standard", "standard-implicit", "conversational", "conversational-implicit", "prompt"]
@@ -241,7 +242,10 @@ def _annotations(row: Mapping[str, Any]) -> tuple[Annotation, ...]:
             raise RowError(
                 "bad_annotations", f"annotations[{index}] is not {{annotator: text, prefers_first: true|false}}"
             )
-        annotations.append(Annotation(annotator=one["annotator"], prefers_first=one["prefers_first"]))
+        try:
+            annotations.append(annotation_of(one))
+        except ValueError as error:
+            raise RowError("bad_annotations", f"annotations[{index}]: {error}") from None
     return tuple(annotations)
 
 
