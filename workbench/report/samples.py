@@ -36,22 +36,28 @@ RULE = (
 Row = dict[str, Any]
 
 
-def first_seed(path: Path) -> list[Row]:
-    """Rows of the first run seed of samples.jsonl.gz.
+def read_samples(path: Path) -> Iterator[Row]:
+    """Rows of samples.jsonl.gz.
 
     Raises:
         DataError: It cannot be read.
     """
-    found: list[Row] = []
     try:
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             for line in lines:
                 row = json.loads(line)
-                if found and row["seed"] != found[0]["seed"]:
-                    break
-                found.append(row)
+                yield {"wins": {}, **row, "arm": str(row["arm"]), "seed": int(row["seed"])}
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
         raise DataError(f"cannot be read: {error}; run compare again to write it anew", where=str(path)) from error
+
+
+def first_seed(path: Path) -> list[Row]:
+    """Rows of the first run seed, which stand first."""
+    found: list[Row] = []
+    for row in read_samples(path):
+        if found and row["seed"] != found[0]["seed"]:
+            break
+        found.append(row)
     return found
 
 
