@@ -20,6 +20,7 @@ from pipelines.graph_base import (
     Graph,
     derive,
     implicit_arm,
+    limits,
     tag,
     trainer_packages,
     training,
@@ -119,7 +120,17 @@ def _evaluate(graph: Graph, shared: dict[str, str], rewards: Mapping[str, str], 
 
 def _reward_model(graph: Graph, shared: dict[str, str], name: str, run: int) -> str:
     block = graph.comparison.reward_models[name]
-    config = block.model_dump(mode="json", exclude={"pairs"}) | training(graph) | subset(block.pairs, run)
+    if block.path is not None:
+        told = {"template": block.template, "center_samples": block.center_samples}
+        return graph.add(
+            "reward_model", (name, f"seed={run}"), "pipelines.reward_model:adopt",
+            told | limits(graph) | {"max_length": graph.origin.max_length},
+            {"reward_model": graph.origin.rewards[name]}
+            | {role: shared[role] for role in ("sft", "pairs", "prompts")},
+            seed=derive(run, f"reward_model/{name}"), packages=MODEL_PACKAGES,
+        )  # fmt: skip
+    config = block.model_dump(mode="json", exclude={"pairs", "path", "revision", "template"}) | training(graph)
+    config |= subset(block.pairs, run)
     return graph.add(
         "reward_model", (name, f"seed={run}"), "pipelines.reward_model:run", config,
         {"sft": shared["sft"], "pairs": shared["pairs"], "prompts": shared["prompts"]},

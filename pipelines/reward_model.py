@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from workbench.data.subset import subset_rows
-from workbench.errors import DivergenceError
+from workbench.errors import DataError, DivergenceError
 from workbench.evaluation import numerics
 from workbench.label_targets import read_targets
 from workbench.lora import REWARD, Lora, add_adapter, base_digest, float32_head, operations_per_token, parametrization
 from workbench.lora_files import save_adapter, save_merged
+from workbench.model_files import check_trained_head, context_of_folder, copy_model
 from workbench.models import Placement, cast_parameters, load_policy, load_reward_model, new_reward_model, trunk_digest
 from workbench.policy_set import Checkpoint, read_policy_set, write_policy_set
+from workbench.reader import POLICY_FOLDER, READER_FILE, check_reading
 from workbench.sampling import Decoding, sample
 from workbench.scoring import reward_scores
 from workbench.stage_log import StageLog
 from workbench.staged import StagedPairs
-from workbench.tokens import PackedPairs, load_tokenizer, read_packed_prompts
+from workbench.tokens import PackedPairs, load_tokenizer, read_packed_prompts, vocabulary_digest
 
 MAX_TIE_RATE = 0.05
 
@@ -97,6 +101,76 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
         "pad_id": pad_id,
         "parametrization": parametrization(lora),
     }
+    write_policy_set(out, [kept], facts=facts)
+
+
+def adopt(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLog) -> None:
+    """Takes a reward model that was trained elsewhere: checks that it can read these texts, and centers it.
+
+    Args:
+        config: {"template": "text" | "chat", "center_samples", "max_response_tokens", "max_length", "stop_ids",
+            "trust_remote_code"}.
+        inputs: `reward_model` (its folder), `sft` (policy set), `pairs`, `prompts` (packed).
+        out: Receives a policy set of one checkpoint as `run` does, with `facts.external`; small files are copied, large
+            ones linked. Of another tokenizer it has a reader.json (`workbench.reader`).
+        log: Seed of the SFT samples, resources, cost.
+
+    Raises:
+        IntegrityError: It has no trained head.
+        DataError: It cannot read what the policy writes: text is lost, tokens are unknown, its context is too short.
+        DivergenceError: It scores everything alike.
+    """
+    # ---- 1. Its files, and how it reads.
+    placement = Placement(device=log.resources.device, dtype=log.resources.dtype)
+    trust, sft = config["trust_remote_code"], read_policy_set(inputs["sft"])
+    folder = out / "checkpoints" / "last"
+    copy_model(inputs["reward_model"], folder)
+    check_trained_head(folder)
+    tokenizer = load_tokenizer(sft.folder(), trust_remote_code=trust)
+    own = load_tokenizer(folder, trust_remote_code=trust)
+    another = config["template"] == "chat" or vocabulary_digest(own) != vocabulary_digest(tokenizer)
+    context = context_of_folder(folder)
+    if another:
+        tokenizer.save_pretrained(folder / POLICY_FOLDER)
+        told = {"policy": POLICY_FOLDER, "stop_ids": config["stop_ids"], "template": config["template"]}
+        (folder / READER_FILE).write_text(json.dumps(told | {"context": context}))
+    model = load_reward_model(folder, placement, trust_remote_code=trust)
+
+    # ---- 2. Whether it can read these texts, and says something about them.
+    pairs = PackedPairs(inputs["pairs"])
+    rows = [pairs.as_lists(index) for index in (pairs.split_rows("validation") or pairs.split_rows("train"))[:512]]
+    prompts, chosen, rejected = ([row[f"{name}_ids"] for row in rows] for name in ("prompt", "chosen", "rejected"))
+    written = [*zip(prompts, chosen, strict=True), *zip(prompts, rejected, strict=True)]
+    reading = check_reading(model.reader, written) if another else {}
+    longest = math.ceil(reading["growth"] * config["max_length"]) if another else config["max_length"]
+    if context is not None and longest > context:
+        raise DataError(
+            f"the reward model reads {context} tokens, but prompt and response may have {longest} of its tokens; lower "
+            "model.max_length, or take one with a longer context",
+            where=str(inputs["reward_model"]),
+        )
+    pad_id = int(tokenizer.pad_token_id)
+    better, worse = (np.array(reward_scores(model, prompts, side, pad_id=pad_id)) for side in (chosen, rejected))
+    check_not_constant(np.concatenate([better, worse]), float(np.mean(better == worse)))
+    log.metrics(0, {"validation_accuracy": float(np.mean((better > worse) + 0.5 * (better == worse)))})
+
+    # ---- 3. Center it on the SFT's own samples, and write.
+    center, spread = sft_score(config, sft.folder(), model, inputs["prompts"], tokenizer, placement, log)
+    digest = trunk_digest(model)
+    facts = {
+        "sft_tensors": digest,
+        "external": True,
+        "consumed_pairs": None,
+        "consumed_labels": None,
+        "pairs_filter": pairs.filter_digest(),
+        "numerics": numerics(model),
+        "center": center,
+        "sft_score_sd": spread,
+        "pad_id": pad_id,
+        "parametrization": "external",
+        "reading": {"template": config["template"], "own_tokenizer": another, **reading},
+    }
+    kept = Checkpoint(name="last", path="checkpoints/last", step=0, tensors=digest)
     write_policy_set(out, [kept], facts=facts)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import DataError
+from workbench.model_files import copy_model
 from workbench.models import (
     Placement,
     load_policy,
@@ -19,8 +20,6 @@ from workbench.models import (
 from workbench.policy_set import Checkpoint, write_policy_set
 from workbench.stage_log import StageLog
 from workbench.tokens import PackedPairs, encode_prompt, encode_response, load_tokenizer
-
-LINK_ABOVE_BYTES = 256 * 2**20
 
 
 def new_model(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLog) -> None:
@@ -41,14 +40,7 @@ def new_model(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: S
 def adopt(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLog) -> None:
     """Declares a given model to be the SFT: small ones are copied, large ones linked, and their digest is taken."""
     target = out / "checkpoints" / "sft"
-    target.mkdir(parents=True)
-    files = [file for file in sorted(inputs["model"].iterdir()) if file.is_file()]
-    link = sum(file.stat().st_size for file in files) > LINK_ABOVE_BYTES
-    for file in files:
-        if link:
-            (target / file.name).symlink_to(file.resolve())
-        else:
-            shutil.copyfile(file, target / file.name)
+    copy_model(inputs["model"], target)
     policy = load_policy(target, Placement(dtype=log.resources.dtype), trust_remote_code=config["trust_remote_code"])
     digest = trunk_digest(policy)
     only = Checkpoint(name="sft", path="checkpoints/sft", step=0, tensors=digest)

@@ -25,6 +25,7 @@ from workbench.data.sources import load_hub, read_rows
 from workbench.device import check_compiler, device_kind
 from workbench.errors import ConfigError
 from workbench.lora_targets import check_targets, folder_layers, small_llama_layers
+from workbench.model_files import context_of_folder
 from workbench.stages import External
 from workbench.store import Store
 
@@ -38,6 +39,7 @@ class Origin:
     Args:
         model: The policy's folder, or None where a world's model is trained from scratch.
         preferences, prompts, ood, gold: Files, where the config names them; `gold` is the module or model folder.
+        rewards: Name of a reward model that exists already -> its folder.
         judges: Name of a judge -> its model's folder or the file of its verdicts.
         context: Positions of the model, tokens.
         max_length: Prompt and response together, tokens.
@@ -60,6 +62,7 @@ class Origin:
     needs_template: bool
     has_ood: bool
     judges: Mapping[str, External] = field(default_factory=dict)
+    rewards: Mapping[str, External] = field(default_factory=dict)
 
 
 def resolve_origin(comparison: Comparison, store: Store) -> Origin:
@@ -111,6 +114,7 @@ def resolve_origin(comparison: Comparison, store: Store) -> Origin:
         needs_template=any(conversational(source, layout) for source in (preferences, ood) if source is not None),
         has_ood=data.world is not None or ood is not None,
         judges=judge_sources(comparison, store),
+        rewards=reward_sources(comparison, store),
     )
 
 
@@ -267,6 +271,30 @@ def judge_sources(comparison: Comparison, store: Store) -> dict[str, External]:
         judge = comparison.judges.get(name)
         text = getattr(judge, "folder", None) or getattr(judge, "verdicts", None)
         if text is not None and (source := external(store, Path(text).resolve())) is not None:
+            found[name] = source
+    return found
+
+
+def reward_sources(comparison: Comparison, store: Store) -> dict[str, External]:
+    """Reward models that are not trained here.
+
+    Raises:
+        ConfigError: One is not there, or its context is too short whatever its tokenizer is.
+    """
+    found = {}
+    for name, reward in comparison.reward_models.items():
+        if reward.path is None:
+            continue
+        folder = model_folder(reward.path, reward.revision)
+        context = context_of_folder(folder)
+        response = comparison.evaluation.max_response_tokens
+        if context is not None and context <= response:
+            raise ConfigError(
+                f"reads {context} tokens, but a response alone may have {response}; take one with a longer context, or "
+                "lower evaluation.max_response_tokens",
+                where=f"reward_models.{name}.path",
+            )
+        if (source := external(store, folder)) is not None:
             found[name] = source
     return found
 

@@ -6,7 +6,7 @@
                                  critic perhaps a head on the policy's), the reference is the base with none active
 
 A critic starts from the reward model: a network of its own from all of it, an adapter from its adapter, a head from its
-head. With an implicit reward there is no reward model: it starts at 0 on the SFT's trunk.
+head. With an implicit reward, or a reward model that was trained elsewhere, it starts at 0 on the SFT's trunk.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class ActorCritic:
 
     reward_model: Any = None  # None under LoRA and with an implicit reward
     _implicit_reward = False
+    _external_parameters: int | None = None  # of a reward model that was trained elsewhere
     _critic_trunk: Any = None  # None: the policy's own, with the critic's adapter if there is one
 
     def __init__(
@@ -108,6 +109,15 @@ class ActorCritic:
 
     def _explicit(self, reward: PolicySet) -> None:
         trust = self.config["trust_remote_code"]
+        self.center = self._value_offset = float(reward.facts["center"])
+        self.facts |= {
+            "reward_trunk_start": reward.facts["sft_tensors"],
+            "consumed_pairs": reward.facts["consumed_pairs"],
+            "pairs_filter": reward.facts["pairs_filter"],
+        }
+        if reward.facts.get("external"):
+            self._external(load_reward_model(reward.folder(), self.placement, trust_remote_code=trust))
+            return
         if self.lora is not None:
             given = load_adapter(self.policy, REWARD, reward.folder() / "adapter")
             if given is None:
@@ -130,15 +140,16 @@ class ActorCritic:
             else:
                 critic = load_reward_model(reward.folder(), self.placement, trust_remote_code=trust, trainable=True)
                 self.critic, self.head, self._critic_trunk = critic, critic.score, critic.base_model
-        self.center = self._value_offset = float(reward.facts["center"])
-        self.facts |= {
-            "reward_tensors": reward_tensors,
-            "reward_trunk_start": reward.facts["sft_tensors"],
-            "consumed_pairs": reward.facts["consumed_pairs"],
-            "pairs_filter": reward.facts["pairs_filter"],
-        }
+        self.facts["reward_tensors"] = reward_tensors
         if not self.shares_trunk and self.lora is None:
             self.facts["critic_tensors"] = trunk_digest(self.critic)
+
+    def _external(self, model: Any) -> None:
+        """A reward model that was trained elsewhere: its trunk, and perhaps its tokens, are none of a critic's."""
+        self._reward, self.reward_model = (lambda batch: last_token_scores(model, batch)), model
+        self._value_offset, self._external_parameters = 0.0, parameter_count(model)
+        self.facts["reward_tensors"] = trunk_digest(model)
+        self._fresh_critic()
 
     def _implicit(self, dpo: PolicySet, selected: str) -> None:
         beta = float(self.config["implicit_beta"])
@@ -150,6 +161,16 @@ class ActorCritic:
 
         self._reward, self.center, self._value_offset = score, 0.0, 0.0
         self._implicit_reward = True  # a pass of the DPO policy, and one of the reference at temperature 1
+        self._fresh_critic()
+        self.facts |= {
+            "reward_tensors": dpo.checkpoint(selected).tensors,
+            "reward_trunk_start": dpo.facts["sft_tensors"],
+            "consumed_pairs": dpo.facts["consumed_pairs"],
+            "pairs_filter": dpo.facts["pairs_filter"],
+        }
+
+    def _fresh_critic(self) -> None:
+        """A critic that says 0 on the SFT's trunk, where no reward model of that trunk is there to start from."""
         width = self.policy.get_output_embeddings().weight.shape[1]
         self.head = nn.Linear(width, 1, bias=False, device=self.policy.device)
         nn.init.zeros_(self.head.weight)
@@ -159,12 +180,6 @@ class ActorCritic:
             else:
                 self._critic_trunk = copy.deepcopy(self.policy.base_model)
                 self.facts["critic_tensors"] = tensors_digest(self._critic_trunk.state_dict())
-        self.facts |= {
-            "reward_tensors": dpo.checkpoint(selected).tensors,
-            "reward_trunk_start": dpo.facts["sft_tensors"],
-            "consumed_pairs": dpo.facts["consumed_pairs"],
-            "pairs_filter": dpo.facts["pairs_filter"],
-        }
 
     def _adapter_score(self, batch: Batch) -> Tensor:
         with using(self.policy, REWARD):
@@ -245,7 +260,9 @@ class ActorCritic:
     def operations_to_roll_out(self) -> float:
         """Operations a token, 2 a parameter: sample, reference, reward, and the pass of a critic that has its own."""
         passes = 3 + self._implicit_reward + (not self.shares_trunk)
-        return 2.0 * parameter_count(self.policy) * passes
+        own = parameter_count(self.policy)
+        other = 0 if self._external_parameters is None else self._external_parameters - own
+        return 2.0 * (own * passes + other)
 
     def operations_to_train(self, *, train_policy: bool = True) -> float:
         """Operations to train policy and critic on a token once; without the policy only the critic learns."""

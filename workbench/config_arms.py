@@ -37,8 +37,20 @@ class SFT(Section):
 
 
 class RewardModel(Section):
-    """An explicit reward model, trained on the pairs with the Bradley-Terry loss."""
+    """An explicit reward model, trained on the pairs with the Bradley-Terry loss, or one that there is already."""
 
+    path: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Folder (safetensors) or hub id of an existing reward model: nothing is trained, and it may have a "
+        "tokenizer of its own. The certificate declares it.",
+    )
+    revision: str | None = Field(default=None, description="Commit, tag or branch of the hub id in `path`.")
+    template: Literal["text", "chat"] = Field(
+        default="text",
+        description="How the model in `path` reads: prompt and response as one text, or as messages in its own chat "
+        "template.",
+    )
     pairs: Count | None = Field(
         default=None,
         description="Training pairs that it sees, a smaller model's within a larger's; null: all. The certificate "
@@ -53,6 +65,19 @@ class RewardModel(Section):
     max_grad_norm: float = Field(default=1.0, gt=0, description=_EXPLAIN_NORM)
     center_samples: Count = Field(default=256, description="SFT samples whose mean score becomes zero.")
     checkpoint_every_steps: Count = Field(default=25, description="Steps between checkpoints to resume from.")
+
+    @model_validator(mode="after")
+    def _check(self) -> RewardModel:
+        found: list[Problem] = []
+        own = ("path", "revision", "template", "center_samples")
+        for name, field in type(self).model_fields.items():
+            given = getattr(self, name) != field.default
+            if self.path is not None and given and name not in own:
+                found.append(((name,), "has no effect with path, whose model is not trained; remove it"))
+            if self.path is None and given and name in ("revision", "template"):
+                found.append(((name,), "has no effect without path; remove it"))
+        refuse(found)
+        return self
 
 
 class AdaptiveKL(Section):

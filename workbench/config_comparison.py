@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -112,9 +114,7 @@ class Comparison(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Comparison:
-        refuse(
-            [*self._source_problems(), *self._arm_problems(), *self._judging_problems(), *self._tuning_problems()]
-        )
+        refuse([*self._source_problems(), *self._arm_problems(), *self._judging_problems(), *self._tuning_problems()])
         return self
 
     def _tuning_problems(self) -> list[Problem]:
@@ -158,6 +158,11 @@ class Comparison(Section):
             if known is not None and learner.pairs is not None and learner.pairs > known:
                 message = f"got {learner.pairs}, expected at most the training pairs that there are ({known})"
                 found.append(((*place, "pairs"), message))
+        for name, model in self.reward_models.items():
+            pinned = model.revision is not None and re.fullmatch(r"[0-9a-f]{40}", model.revision)
+            if self.model.trust_remote_code and model.path and not os.path.isabs(model.path) and not pinned:
+                message = "expected a full commit (40 hex digits): with model.trust_remote_code the code that runs is"
+                found.append((("reward_models", name, "revision"), f"got {model.revision}, {message} pinned"))
         longest, response, prompt = (
             self.model.max_length,
             self.evaluation.max_response_tokens,

@@ -22,6 +22,7 @@ PATH_FIELDS: dict[tuple[str, ...], bool] = {
     ("data", "simulate", "prompts"): False,
     ("data", "ood"): False,
     ("gold", "reward_model"): False,
+    ("reward_models", "*", "path"): True,
     ("judges", "*", "folder"): False,
     ("judges", "*", "verdicts"): False,
 }
@@ -112,6 +113,11 @@ def _policy_problems(comparison: Comparison) -> Iterator[_PathProblem]:
     model = comparison.model
     if model.policy is not None and is_local(model.policy):
         yield from _folder_problems("model.policy", Path(model.policy), trusted=model.trust_remote_code)
+    for name, reward in comparison.reward_models.items():
+        if reward.path is not None and is_local(reward.path):
+            yield from _folder_problems(
+                f"reward_models.{name}.path", Path(reward.path), trusted=model.trust_remote_code
+            )
 
 
 def _gold_problems(comparison: Comparison) -> Iterator[_PathProblem]:
@@ -169,7 +175,7 @@ def _folder_problems(field: str, folder: Path, *, trusted: bool) -> Iterator[_Pa
             message = f"{folder / name} asks to run the model's own code (auto_map); read that code"
             hint = (
                 ", then set model.trust_remote_code: true"
-                if field == "model.policy"
+                if field == "model.policy" or field.startswith("reward_models.")
                 else "; it is not run for gold or a judge"
             )
             yield field, message + hint, False

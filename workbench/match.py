@@ -38,11 +38,13 @@ class RewardLineage:
         sft_tensors: Digest of the tensors that its trunk was initialised from.
         pair_rows: Pairs that it was trained on, where the arm trains on pairs with its labels: as a set, whatever
             their labels are.
+        external: It was trained elsewhere, on pairs that nobody here knows: declared, and no part of what is matched.
     """
 
     name: str
     sft_tensors: str | None
     pair_rows: str | None = None
+    external: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,12 +223,15 @@ def certificate(
         ("evaluated_policy", _evaluated_policy(_of(sides, *TRAINED))),
         (
             "reward_lineage",
-            _lineage([s for s in sides if s.kind in (*ONLINE, "best_of_n") or s.labels], start, _reward_start),
+            _but_external(
+                [s for s in sides if s.kind in (*ONLINE, "best_of_n") or (s.labels and not _labeled_elsewhere(s))],
+                lambda own: _lineage(own, start, _reward_start),
+            ),
         ),
         ("critic_lineage", _lineage(_of(sides, "ppo"), start, lambda s: s.critic_sft_tensors)),
-        ("same_parametrization", _same(_of(sides, *ARMS), "trained", lambda s: s.parametrization)),
-        ("same_pairs", _same_pairs(_of(sides, *ARMS), train_pairs)),
-        ("same_labels", _same_labels(_of(sides, *ARMS))),
+        ("same_parametrization", _same(_trained_here(sides), "trained", lambda s: s.parametrization)),
+        ("same_pairs", _but_external(_of(sides, *ARMS), lambda own: _same_pairs(own, train_pairs))),
+        ("same_labels", _but_external(_of(sides, *ARMS), _same_labels)),
         ("disjoint_splits", _disjoint_splits(sides, split_prompts)),
         ("same_eval_prompts", _same(sides, "prompts in order", lambda s: _keyed(s.eval_prompts), evaluated=True)),
         ("same_decoding", _same(sides, "decoding", lambda s: _shown(s.decoding), evaluated=True)),
@@ -356,10 +361,42 @@ def _same_pairs(sides: Sequence[Side], train_pairs: str | None) -> tuple[Ok, str
         rows, rows_told = False, f"{rows_told}, expected the train split's {_short(train_pairs or 'not recorded')}"
     kept, kept_told = _same(sides, "filter", lambda s: s.filter)
     relabeled = [side for side in sides if side.labels]
-    if any(s.reward is None or s.reward.pair_rows is None or s.reward.pair_rows != train_pairs for s in relabeled):
+    taught = [s for s in relabeled if not _labeled_elsewhere(s)]
+    if any(s.reward is None or s.reward.pair_rows is None or s.reward.pair_rows != train_pairs for s in taught):
         rows, rows_told = False, f"{rows_told}; labels of a reward that was trained on other pairs"
     turned = "".join(f"; {s.name}: the same pairs, labels of {s.labels}" for s in relabeled)
     return (rows if rows == kept else False), f"{rows_told}; {kept_told}{turned}" if sides else rows_told
+
+
+def _labeled_elsewhere(side: Side) -> bool:
+    """A dpo arm whose labels are those of a reward model that was not trained here: its pairs are still the same."""
+    return side.kind == "dpo" and side.reward is not None and side.reward.external
+
+
+def _trained_here(sides: Sequence[Side]) -> list[Side]:
+    """Arms of which something was trained in this comparison: not a choice by a reward model from elsewhere."""
+    arms = _of(sides, *ARMS)
+    return [s for s in arms if s.kind != "best_of_n" or s.reward is None or not s.reward.external]
+
+
+def _but_external(sides: Sequence[Side], check: Callable[[Sequence[Side]], tuple[Ok, str]]) -> tuple[Ok, str]:
+    """A check of the sides whose reward was trained here; those with another one are declared, not matched.
+
+    A dpo arm stays in it: the pairs that it trains on are ours, whoever labeled them.
+    """
+    apart = [side for side in sides if side.reward is not None and side.reward.external and side.kind != "dpo"]
+    own = [side for side in sides if side not in apart]
+    ok, told = check(own) if own or not apart else ("not_applicable", "no arm stands on pairs of this comparison")
+    rewards: dict[str, list[str]] = {}
+    for side in apart:
+        assert side.reward is not None
+        rewards.setdefault(f"{side.reward.name} {_short(side.reward.sft_tensors or '')}", []).append(side.name)
+    told += "".join(
+        f"; DECLARED to differ: {', '.join(names)} on the reward model {name}, which was trained elsewhere on pairs "
+        "that are not known"
+        for name, names in rewards.items()
+    )
+    return ok, told
 
 
 def _same_labels(sides: Sequence[Side]) -> tuple[Ok, str]:

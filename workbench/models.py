@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.errors import DivergenceError, IntegrityError, ResourceError
+from workbench.reader import READER_FILE, Reader
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -76,6 +77,8 @@ def load_reward_model(
             "use an architecture whose AutoModelForSequenceClassification has one (Llama, Qwen, Mistral, GPT-2, ...)",
             where=str(folder),
         )
+    if (Path(folder) / READER_FILE).exists():  # it has a tokenizer of its own
+        model.reader = Reader(Path(folder), trust_remote_code=trust_remote_code)
     return model
 
 

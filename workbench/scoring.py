@@ -71,7 +71,12 @@ def response_logprobs(model: Any, batch: Batch, temperature: float = 1.0) -> Ten
 
 
 def last_token_scores(reward_model: Any, batch: Batch) -> Tensor:
-    """(B,) float32: the head's output at the last real token, the same whatever the padding."""
+    """(B,) float32: the head's output at the last real token, the same whatever the padding.
+
+    A reward model with a tokenizer of its own reads the same texts in its own ids (`workbench.reader`).
+    """
+    reader = getattr(reward_model, "reader", None)
+    batch = batch if reader is None else reader.batch(batch)
     hidden = reward_model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
     scores: Tensor = reward_model.score(hidden.flatten(0, 1)[batch.last]).squeeze(-1).float()
     return scores

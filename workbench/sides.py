@@ -109,7 +109,9 @@ def _lineage(
         return {
             "sft_tensors": generations["policy_tensors"],
             "reference_tensors": generations["reference_tensors"],
-            "reward": RewardLineage(name=arm["reward"], sft_tensors=selector["sft_tensors"]),
+            "reward": RewardLineage(
+                name=arm["reward"], sft_tensors=selector["sft_tensors"], external=bool(selector.get("external"))
+            ),
             "parametrization": _parametrization(selector),
             "pair_rows": _pairs_behind(artifacts, arm["reward"], run, selector["consumed_pairs"], subsets),
             "filter": selector["pairs_filter"],
@@ -132,9 +134,10 @@ def _lineage(
     }
     if kind in ONLINE:
         judge = _reward_facts(artifacts, arm["reward"], run)
-        if _parametrization(judge) != found["parametrization"]:
+        external = bool(judge.get("external"))
+        if not external and _parametrization(judge) != found["parametrization"]:
             found["parametrization"] += f", its reward model {_parametrization(judge)}"
-        found["reward"] = RewardLineage(name=arm["reward"], sft_tensors=facts["reward_trunk_start"])
+        found["reward"] = RewardLineage(name=arm["reward"], sft_tensors=facts["reward_trunk_start"], external=external)
     if kind == "ppo":
         # The critic must start from the reward model: equal tensors share its lineage, others stand for themselves.
         same = facts["critic_tensors"] == facts["reward_tensors"]
@@ -142,7 +145,9 @@ def _lineage(
     if kind == "dpo" and (source := arm.get("labels", GIVEN)) != GIVEN:
         judge = _reward_facts(artifacts, source, run)
         behind = _pairs_behind(artifacts, source, run, judge["consumed_pairs"], subsets)
-        found["reward"] = RewardLineage(name=source, sft_tensors=judge["sft_tensors"], pair_rows=behind)
+        found["reward"] = RewardLineage(
+            name=source, sft_tensors=judge["sft_tensors"], pair_rows=behind, external=bool(judge.get("external"))
+        )
         told = artifacts.json(label, run, "relabeled", "facts.json")
         found["labels"] = f"{source} by {told['rule']}, {told['turned']} of {told['pairs']} turned"
     return found
@@ -159,9 +164,9 @@ def _pairs_behind(
     artifacts: Artifacts,
     source: str,
     run: int,
-    consumed: str,
+    consumed: str | None,
     subsets: Mapping[str, Mapping[str, Any]] | None = None,
-) -> str:
+) -> str | None:
     """Digest of the pairs behind a reward or a DPO arm; where it declares other labels, with every turn undone.
 
     Both digests come from the ids of the relabeled pairs: what was consumed must be them, and only then are they

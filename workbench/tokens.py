@@ -36,6 +36,7 @@ __all__ = [
     "rows_digest",
     "stop_ids",
     "tokenizer_digest",
+    "vocabulary_digest",
 ]
 
 
@@ -56,6 +57,14 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
         raise ConfigError(
             f"cannot load a tokenizer: {detail}; expected a folder written by save_pretrained", where=str(folder)
         ) from error
+
+
+def vocabulary_digest(tokenizer: Any) -> str:
+    """sha256 of what turns text into ids: equal for two tokenizers that read alike, whatever their chat templates."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state: dict[str, Any] = {"vocabulary": tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
+    state |= {"truncation": None, "padding": None}
+    return hashlib.sha256(json.dumps(state, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def tokenizer_digest(folder: Path, *, trust_remote_code: bool = False) -> str:
