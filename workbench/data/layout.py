@@ -128,7 +128,8 @@ def _typical(rows: Sequence[Mapping[str, Any]], layout: Layout) -> tuple[Mapping
     """The first row that shows a format, and the format: a source may well start with a broken row."""
     for row in rows:
         found = format_of(row, layout)
-        if found != "pairs" or "chosen" in row or "rejected" in row:
+        empty = row.get("completions", row.get("responses")) == []
+        if (found != "pairs" and not empty) or "chosen" in row or "rejected" in row:
             return row, found
     return (rows[0] if rows else {}), layout.format or "pairs"
 

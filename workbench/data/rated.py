@@ -96,7 +96,7 @@ def number(value: object, name: str) -> float | None:
     Raises:
         RowError: Anything else.
     """
-    if value is None or value in _UNRATED:
+    if value is None or (isinstance(value, str) and value in _UNRATED):
         return None
     if isinstance(value, list) and value:
         found = [one for one in (number(item, name) for item in value) if one is not None]
