@@ -141,7 +141,7 @@ def _corpus_drafts(count: int) -> list[Draft]:
 
 def test_agreement_on_corpus_pairs_is_that_of_the_specification() -> None:
     """Raw agreement .706 and .74 to .83 against gold were measured on SFT samples; the corpus is close to them."""
-    pairs, golds = label(_corpus_drafts(2500), gold_rewards, DEFAULT_ANNOTATORS, 5, np.random.default_rng(1))
+    pairs, golds, _ = label(_corpus_drafts(2500), gold_rewards, DEFAULT_ANNOTATORS, 5, np.random.default_rng(1))
     assert raw_agreement(pairs) == pytest.approx(0.706, abs=0.03)
     shares = agreement_with_gold(pairs, golds)
     assert list(shares) == [one.name for one in DEFAULT_ANNOTATORS]
@@ -151,11 +151,11 @@ def test_agreement_on_corpus_pairs_is_that_of_the_specification() -> None:
 
 
 def test_labels_are_told_in_terms_of_chosen_and_rejected() -> None:
-    pairs, golds = label(_corpus_drafts(300), gold_rewards, DEFAULT_ANNOTATORS, 3, np.random.default_rng(1))
+    pairs, golds, _ = label(_corpus_drafts(300), gold_rewards, DEFAULT_ANNOTATORS, 3, np.random.default_rng(1))
     for pair in pairs:
         assert sum(one.prefers_first for one in pair.annotations) >= 2  # the majority prefers what was chosen
         assert golds[pair.pair_id]["chosen"] == pytest.approx(gold_rewards([pair.prompt], [pair.chosen], [True])[0])
-    single, _ = label(_corpus_drafts(300), gold_rewards, DEFAULT_ANNOTATORS, 1, np.random.default_rng(1))
+    single, *_ = label(_corpus_drafts(300), gold_rewards, DEFAULT_ANNOTATORS, 1, np.random.default_rng(1))
     assert all(pair.annotations[0].prefers_first for pair in single)
 
 

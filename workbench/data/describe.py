@@ -112,7 +112,7 @@ def describe(
         "prompts": len(np.unique(prompts)),
         "formats": dict(lengths.formats.most_common()),
         "splits": _splits(lengths),
-        "lengths": {unit: {role: _spread(lengths.of(unit, role), prompts) for role in ROLES} for unit in units},
+        "lengths": {unit: _spreads(lengths, unit, prompts) for unit in units},
         "longer_chosen": {unit: _longer(lengths, unit) for unit in units},
         "win_by_length": _win_by_length(lengths),
         "vocabulary": vocabulary.to_json(),
@@ -131,11 +131,20 @@ def _splits(lengths: Lengths) -> dict[str, dict[str, int]]:
     }
 
 
-def _spread(values: Floats, prompts: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """Mean with its interval by prompt, percentiles, and a histogram whose bins hold whole numbers."""
+def _spreads(lengths: Lengths, unit: str, prompts: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Of each role; the two responses have one scale."""
+    values = {role: lengths.of(unit, role) for role in ROLES}
+    responses = np.concatenate([values["chosen"], values["rejected"]])
+    scales = {"prompt": values["prompt"], "chosen": responses, "rejected": responses}
+    return {role: _spread(values[role], scales[role], prompts) for role in ROLES}
+
+
+def _spread(values: Floats, scale: Floats, prompts: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Mean with its interval by prompt, percentiles, and a histogram whose bins hold whole numbers and whose last one
+    holds all from the 99th percentile of `scale` up."""
     shares = (0, 5, 25, 50, 75, 95, 100)
     points = np.percentile(values, shares, method="inverted_cdf").tolist()
-    top = max(float(np.percentile(values, 99, method="inverted_cdf")), 1.0)
+    top = max(float(np.percentile(scale, 99, method="inverted_cdf")), 1.0)
     width = max(1, int(np.ceil(top / 30)))
     edges = np.arange(0, top + width + 1, width)
     counts, _ = np.histogram(np.minimum(values, edges[-1]), edges)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from workbench.data.findings import Findings
 from workbench.data.formats import Texts
+from workbench.data.records_io import PAIRS_FILE, SHOWN_FILE
 from workbench.data.splits import prompt_id
 from workbench.data.validate import Options, scan_pairs
 from workbench.errors import DataError
@@ -22,7 +24,6 @@ from workbench.types import Judgment
 
 Floats = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
-SHOWN_FILE = "shown.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,7 @@ class _Table:
     """Collects labels unit by unit."""
 
     units: dict[str, int] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
     rows: array[int] = field(default_factory=lambda: array("q"))
     prompts: list[str] = field(default_factory=list)
     longer: array[float] = field(default_factory=lambda: array("d"))
@@ -75,12 +77,13 @@ class _Table:
     labels: array[float] = field(default_factory=lambda: array("d"))  # unit, who, value, grade, shown
 
     def add_unit(
-        self, name: str, row: int, prompt: str, lengths: tuple[int | None, int | None], both: Sequence[str]
+        self, key: str, name: str, row: int, prompt: str, lengths: tuple[int | None, int | None], both: Sequence[str]
     ) -> int:
         """The unit's index; a known one keeps what it has."""
-        if name in self.units:
-            return self.units[name]
-        place = self.units[name] = len(self.units)
+        if key in self.units:
+            return self.units[key]
+        place = self.units[key] = len(self.units)
+        self.names.append(name)
         first, second = lengths
         self.rows.append(row)
         self.prompts.append(prompt)
@@ -100,7 +103,7 @@ class _Table:
         rank = np.array([names.index(name) for name in self.people], dtype=np.int64)
         who = labels[:, 1].astype(np.int64)
         return Opinions(
-            kind=kind, units=list(self.units), rows=np.array(self.rows, dtype=np.int64), prompts=self.prompts,
+            kind=kind, units=self.names, rows=np.array(self.rows, dtype=np.int64), prompts=self.prompts,
             longer=np.array(self.longer), responses=np.array(self.responses, dtype=np.int64).reshape(-1, 2),
             annotators=names, unit=labels[:, 0].astype(np.int64), who=rank[who] if len(who) else who,
             value=labels[:, 2], grade=labels[:, 3], shown=labels[:, 4], unscored=unscored,
@@ -126,7 +129,9 @@ class PairOpinions:
         if not texts.annotations or texts.chosen is None or texts.rejected is None:
             return
         lengths = (len(texts.chosen), len(texts.rejected))
-        unit = self._table.add_unit(f"row {row}", row, prompt_id(texts.prompt), lengths, (texts.chosen, texts.rejected))
+        unit = self._table.add_unit(
+            f"row {row}", f"row {row}", row, prompt_id(texts.prompt), lengths, (texts.chosen, texts.rejected)
+        )
         order = self._shown[place] if self._shown is not None and place < len(self._shown) else None
         for at, one in enumerate(texts.annotations):
             first = getattr(one, "chosen_first", None)
@@ -159,23 +164,30 @@ def opinions_of_judgments(judgments: Iterable[Judgment]) -> Opinions:
             continue
         (a, a_id, a_length), (b, b_id, b_length) = sides[::-1] if turned else sides
         value = one.preference if turned else 1 - one.preference
-        name = f"{one.prompt_id}: {a} {a_id} | {b} {b_id}"
-        unit = table.add_unit(name, 0, one.prompt_id, (a_length, b_length), (f"{a} {a_id}", f"{b} {b_id}"))
+        name = f"{one.prompt_id}: {_told(a, a_id)} | {_told(b, b_id)}"
+        both = (f"{a} {a_id}", f"{b} {b_id}")
+        key = "\0".join((one.prompt_id, *both))
+        unit = table.add_unit(key, name, 0, one.prompt_id, (a_length, b_length), both)
         shown = float((one.order == "first_shown_first") != turned)
         person = one.judge if one.annotator is None else f"{one.judge}/{one.annotator}"
         table.add_label(unit, person, value, np.nan if value in (0, 0.5, 1) else value, shown)
     found = table.build("judgments", unscored)
     # One order alone says nothing of where a response stood: files without the field have "first_shown_first".
-    both = len(set(found.shown.tolist())) > 1
+    swapped = len(set(found.shown.tolist())) > 1
     # A judge that gives probabilities grades every verdict, 0 and 1 too.
     graded = np.isin(found.who, np.unique(found.who[~np.isnan(found.grade)]))
     return Opinions(
         **{
             **found.__dict__,
-            "shown": found.shown if both else np.full(len(found.shown), np.nan),
+            "shown": found.shown if swapped else np.full(len(found.shown), np.nan),
             "grade": np.where(graded, found.value, np.nan),
         }
     )
+
+
+def _told(system: str, response: str) -> str:
+    """A response as people know it: by its system, and by its id where that is no digest."""
+    return system if re.fullmatch(r"[0-9a-f]{16}", response) or response == system else f"{system} {response}"
 
 
 def read_opinions(sources: Sequence[str | Path], options: Options, *, tokenizer: Any = None) -> Opinions:
@@ -189,7 +201,7 @@ def read_opinions(sources: Sequence[str | Path], options: Options, *, tokenizer:
     Raises:
         DataError: No annotation is found, or kinds are mixed.
     """
-    paths = [Path(one) / "pairs.jsonl" if (Path(one) / "pairs.jsonl").is_file() else one for one in sources]
+    paths = [Path(one) / PAIRS_FILE if (Path(one) / PAIRS_FILE).is_file() else one for one in sources]
     if not (len(paths) == 1 and _holds_pairs(paths[0])):
         if len(paths) > 1 and any(_holds_pairs(one) for one in paths):
             raise DataError("several sources must all be files of judgments; give one preference source at a time")
@@ -225,7 +237,7 @@ def _read_shown(path: Path) -> list[list[bool]] | None:
     import json
 
     beside = path.with_name(SHOWN_FILE)
-    if path.name != "pairs.jsonl" or not beside.is_file():
+    if path.name != PAIRS_FILE or not beside.is_file():
         return None
     found = json.loads(beside.read_text(encoding="utf-8"))
     return found if isinstance(found, list) else None

@@ -22,6 +22,7 @@ T = TypeVar("T")
 _MISSING = "this file of an artifact is missing; rebuild the artifact"
 PROMPTS_FILE, PAIRS_FILE, GENERATIONS_FILE = "prompts.jsonl", "pairs.jsonl", "generations.jsonl"
 REPORT_FILE, SCORES_FILE, CORPUS_FILE, FILTER_FILE = "report.json", "scores.json", "corpus.jsonl", "filter.json"
+SHOWN_FILE = "shown.json"
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:

@@ -117,11 +117,12 @@ def _form_split(
 
 def label(
     drafts: Sequence[Draft], gold: Gold, annotators: Sequence[Annotator], labels_per_pair: int, rng: np.random.Generator
-) -> tuple[list[PreferencePair], dict[str, dict[str, float]]]:
+) -> tuple[list[PreferencePair], dict[str, dict[str, float]], list[list[bool]]]:
     """Labels pairs by annotators; the majority (or the one label) says which response is chosen.
 
     Returns:
-        Pairs with every annotator's label, and {pair_id: {"chosen": gold, "rejected": gold}}.
+        Pairs with every annotator's label; {pair_id: {"chosen": gold, "rejected": gold}}; and of each pair, for every
+        annotation, whether the chosen response was shown first.
 
     Raises:
         DataError: A gold score is missing or not finite.
@@ -136,7 +137,7 @@ def label(
     ).reshape(-1, 2)
     words = np.array([float(count_words(one.response)) for one in both]).reshape(-1, 2)
     labels = label_pairs(scores[:, 0], scores[:, 1], words[:, 0], words[:, 1], annotators, labels_per_pair, rng)
-    pairs, golds = [], {}
+    pairs, golds, shown = [], {}, []
     seen: dict[str, int] = {}
     for row, draft in enumerate(drafts):
         a_chosen = bool(labels.a_chosen[row])
@@ -161,4 +162,5 @@ def label(
         pairs.append(pair)
         chosen_gold, rejected_gold = scores[row] if a_chosen else scores[row, ::-1]
         golds[pair.pair_id] = {"chosen": float(chosen_gold), "rejected": float(rejected_gold)}
-    return pairs, golds
+        shown.append([bool(a_first) == a_chosen for a_first in labels.a_first[row]])
+    return pairs, golds, shown

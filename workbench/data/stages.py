@@ -5,6 +5,7 @@ Each is `fn(config, inputs, out, log)`; randomness comes from `log.seed` alone.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -22,6 +23,7 @@ from workbench.data.records_io import (
     FILTER_FILE,
     REPORT_FILE,
     SCORES_FILE,
+    SHOWN_FILE,
     iter_pairs,
     iter_prompts,
     read_generations,
@@ -213,7 +215,8 @@ def simulate_pairs(config: dict[str, Any], inputs: dict[str, Path], out: Path, l
         config: {"pairs", "validation_pairs", "test_pairs", "ood_pairs" (default 0): pairs by split, "annotators",
             "labels_per_pair", "gold": as `gold.load_gold` takes it}.
         inputs: `generations` (samples on prompts of the splits), `prompts`.
-        out: Receives pairs.jsonl, scores.json ({pair_id: {"chosen", "rejected"}} in gold) and report.json.
+        out: Receives pairs.jsonl, scores.json ({pair_id: {"chosen", "rejected"}} in gold), shown.json (of each pair in
+            order, for every annotation, whether the chosen response was shown first) and report.json.
 
     Raises:
         DataError: A split that wants pairs gets none, or the gold reward fails.
@@ -229,9 +232,10 @@ def simulate_pairs(config: dict[str, Any], inputs: dict[str, Path], out: Path, l
     findings = Findings(SOURCE)
     rng = np.random.default_rng(log.seed)
     drafts = form_pairs(read_prompts(inputs["prompts"]), generations, wanted, rng, findings)
-    pairs, golds = label(drafts, gold, annotators, int(config.get("labels_per_pair") or 1), rng)
+    pairs, golds, shown = label(drafts, gold, annotators, int(config.get("labels_per_pair") or 1), rng)
     write_pairs(out, pairs)
     write_json(out / SCORES_FILE, golds)
+    (out / SHOWN_FILE).write_text(json.dumps(shown) + "\n", encoding="utf-8")
     identical = findings.count("identical_samples")
     report = {
         "rows": len(pairs) + identical,

@@ -101,7 +101,7 @@ def _summary(found: Mapping[str, Any]) -> str:
         ("raw agreement of two", interval(overall["agreement"]), ""),
         ("labels", f"{found['labels']:,}", f"by {len(found['annotators']):,} annotators"),
         ("pairs", f"{found['pairs']:,}", f"{found['shared']:,} with several annotators"),
-        ("pairs to label again", f"{found['relabel_total']:,}", f"right with less than {found['relabel_below']:.0%}"),
+        ("pairs to label again", f"{found['relabel_total']:,}", _doubt(found)),
     ]
     shown = "".join(
         f"<div><dt>{safe(name)}</dt><dd>{safe(value)}<small>{safe(more)}</small></dd></div>"
@@ -113,6 +113,11 @@ def _summary(found: Mapping[str, Any]) -> str:
         people = "Talk to these annotators, and look at the guideline, first:\n\n" + "\n".join(lines)
     warnings = "\n".join(f"- {escape(one)}" for one in found["warnings"])
     return f'<dl class="cards">{shown}</dl>' + prose("\n\n".join(filter(None, [warnings, people])))
+
+
+def _doubt(found: Mapping[str, Any]) -> str:
+    fitted = any(row["reliability"]["value"] is not None for row in found["annotators"])
+    return f"right with less than {found['relabel_below']:.0%}" if fitted else "whose labels differ"
 
 
 def _overall(found: Mapping[str, Any]) -> str:

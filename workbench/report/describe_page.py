@@ -45,24 +45,15 @@ def figures(found: Mapping[str, Any]) -> dict[str, str]:
         return {}
     drawn = {}
     for unit, roles in found["lengths"].items():
-        both = {role: roles[role]["histogram"] for role in ("chosen", "rejected")}
-        edges = max((one["edges"] for one in both.values()), key=len)
-        step = {role: one["edges"][1] - one["edges"][0] for role, one in both.items()}
-        if len(set(step.values())) == 1:  # bins of one width: the shorter histogram is padded
-            series = [(role, _padded(one["counts"], len(edges) - 1)) for role, one in both.items()]
-            drawn[f"lengths_{unit}"] = svg.histogram(edges, series, title=f"Responses' length in {unit}", unit=unit)
-        else:
-            for role, one in both.items():
-                drawn[f"lengths_{unit}_{role}"] = svg.histogram(
-                    one["edges"], [(role, one["counts"])], title=f"Length of {role} in {unit}", unit=unit
-                )
-        prompt = roles["prompt"]["histogram"]
+        prompt, edges = roles["prompt"]["histogram"], roles["chosen"]["histogram"]["edges"]
         drawn[f"lengths_{unit}_prompt"] = svg.histogram(
             prompt["edges"], [("prompt", prompt["counts"])], title=f"Prompts' length in {unit}", unit=unit
         )
+        series = [(role, roles[role]["histogram"]["counts"]) for role in ("chosen", "rejected")]
+        drawn[f"lengths_{unit}"] = svg.histogram(edges, series, title=f"Responses' length in {unit}", unit=unit)
     drawn["win_by_length"] = svg.curve(
         [_point(one) for one in found["win_by_length"]], title="Share of pairs whose longer response is chosen",
-        x="words by which one response is longer", y="share of pairs whose longer response is chosen",
+        x="words by which one response is longer",
     )  # fmt: skip
     topics = (found["topics"] or {}).get("topics") or []
     if topics:
@@ -87,10 +78,6 @@ def figures(found: Mapping[str, Any]) -> dict[str, str]:
             last_open=False,
         )
     return drawn
-
-
-def _padded(counts: list[int], size: int) -> list[int]:
-    return [*counts, *([0] * (size - len(counts)))]
 
 
 def _point(one: Mapping[str, Any]) -> svg.Dot:
@@ -148,7 +135,8 @@ def _win(found: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
     rows = [[unit, interval(one)] for unit, one in found["longer_chosen"].items()]
     text = "Share of pairs whose longer response is the chosen one, equal lengths half. A reward model can learn this "
     text += "share from length alone: read win rates at equal length where it is far from a half."
-    return _figure(drawn.get("win_by_length"), "") + prose(table(("longer in", "is chosen"), rows) + "\n\n" + text)
+    caption = "Share of pairs whose longer response is chosen, with 95% intervals; dashed: a half."
+    return _figure(drawn.get("win_by_length"), caption) + prose(table(("longer in", "is chosen"), rows) + "\n\n" + text)
 
 
 def _topics(found: Mapping[str, Any], drawn: Mapping[str, str]) -> str:

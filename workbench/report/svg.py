@@ -14,13 +14,13 @@ from workbench.report.shell import safe
 
 WIDTH: Final = 640
 STYLE: Final = """
-.chart{display:block;width:100%;max-width:46rem;height:auto;margin:.6rem 0 1.2rem;font-size:12px}
+figure{margin:.4rem 0}.chart{display:block;width:100%;max-width:46rem;height:auto;margin:.6rem 0 1.2rem;font-size:12px}
 .chart text{fill:var(--muted,#565c64)}.chart .strong{fill:var(--text,#1b1d20)}
 .chart .axis{stroke:var(--strong-line,#868d96);fill:none}.chart .grid{stroke:var(--line,#dcdfe3);fill:none}
 .chart .even{stroke:var(--strong-line,#868d96);stroke-dasharray:4 3;fill:none}
 .chart .s0{fill:var(--s0);stroke:var(--s0)}.chart .s1{fill:var(--s1);stroke:var(--s1)}
 .chart .s2{fill:var(--s2);stroke:var(--s2)}.chart .s3{fill:var(--s3);stroke:var(--s3)}
-.chart .line{fill:none;stroke-width:2}.chart .bar{stroke:none;fill-opacity:.75}.chart .over{fill-opacity:.45}
+.chart .line{fill:none;stroke-width:2}.chart .bar{stroke:none;fill-opacity:.75}
 .chart .whisker{stroke-width:1.6;fill:none}.chart .flag{fill:var(--bad,#a61b1b);stroke:var(--bad,#a61b1b)}
 .chart .cell{stroke:var(--bg,#fff)}
 :root{--s0:light-dark(#0072b2,#56b4e9);--s1:light-dark(#b35806,#f0a35c);--s2:light-dark(#117755,#4cc3a0);
@@ -119,7 +119,7 @@ def dots(
         canvas.line(at(even), top, at(even), bottom, "even")
     for place, row in enumerate(rows):
         y = top + step * (place + 0.5)
-        canvas.text(left - 10, y + 4, _clipped(row.label, 28), "end", "strong")
+        canvas.text(left - 10, y + 4, _clipped(row.label, 25), "end", "strong")
         if row.value is None:
             canvas.text(left + 6, y + 4, _clipped(row.note or "unknown", 62))
             continue
@@ -141,7 +141,7 @@ def histogram(
     unit: str,
     last_open: bool = True,
 ) -> str:
-    """Counts by bin, series behind each other.
+    """Counts by bin, series side by side.
 
     Args:
         edges: (K + 1,).
@@ -153,16 +153,18 @@ def histogram(
     canvas = _Canvas(240, title)
     most = max(max(counts, default=0) for _, counts in series) or 1
     width = (right - left) / max(1, len(edges) - 1)
+    part = (width - 1) / len(series)
     for tick in _ticks(0, most):
         y = bottom - tick / most * (bottom - top)
         canvas.line(left, y, right, y, "grid")
         canvas.text(left - 6, y + 4, f"{tick:,.0f}", "end")
     for number, (name, counts) in enumerate(series):
-        kind = f"s{number} bar" + (" over" if number else "")
+        kind = f"s{number} bar"
         for place, count in enumerate(counts):
             height = count / most * (bottom - top)
             label = f"{name}: {count:,} of {edges[place]:g} to {edges[place + 1]:g} {unit}"
-            canvas.rect(left + place * width + 0.5, bottom - height, width - 1, height, kind, label)
+            start = left + place * width + 0.5 + number * part
+            canvas.rect(start, bottom - height, part - 0.5, height, kind, label)
         canvas.rect(left + 110 * number, 6, 10, 10, kind)
         canvas.text(left + 110 * number + 15, 15, name)
     canvas.line(left, bottom, right, bottom, "axis")
@@ -179,7 +181,7 @@ def histogram(
     return canvas.svg()
 
 
-def curve(points: Sequence[Dot], *, title: str, x: str, y: str, even: float = 0.5) -> str:
+def curve(points: Sequence[Dot], *, title: str, x: str, even: float = 0.5) -> str:
     """A share over ordered classes with intervals and a line at `even`."""
     left, right, top, bottom = 58, WIDTH - 12, 12, 200
     canvas = _Canvas(262, title)
@@ -207,7 +209,7 @@ def curve(points: Sequence[Dot], *, title: str, x: str, y: str, even: float = 0.
         canvas.text(place, bottom + 16, one.label, "middle")
         canvas.text(place, bottom + 31, one.note, "middle")
     canvas.line(left, bottom, right, bottom, "axis")
-    canvas.text((left + right) / 2, bottom + 53, f"{x}; dots: {y}, bars: 95% intervals", "middle")
+    canvas.text((left + right) / 2, bottom + 53, x, "middle")
     return canvas.svg()
 
 
@@ -249,10 +251,8 @@ def heat(names: Sequence[str], cells: Sequence[tuple[int, int, float | None]], *
     size = min(64.0, (WIDTH - left - 10) / max(1, len(names)))
     canvas = _Canvas(int(top + size * len(names) + 34), title)
     for place, name in enumerate(names):
-        canvas.text(left - 8, top + size * (place + 0.5) + 4, _clipped(name, 24), "end", "strong")
-        canvas.text(
-            left + size * (place + 0.5), top + size * len(names) + 16, _clipped(name, max(3, int(size / 6.5))), "middle"
-        )
+        canvas.text(left - 8, top + size * (place + 0.5) + 4, f"{_clipped(name, 20)}  {place + 1}", "end", "strong")
+        canvas.text(left + size * (place + 0.5), top + size * len(names) + 16, str(place + 1), "middle")
     for row, column, value in cells:
         x, y = left + size * column, top + size * row
         words = "-" if value is None else f"{value:.2f}"
