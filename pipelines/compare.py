@@ -13,11 +13,13 @@ from typing import Any
 from pipelines.costs import answer_cost, arm_cost
 from pipelines.graph import Graph, build_graph
 from pipelines.judges import check_judge_keys, silent_judges, unfinished_judges, without_judges
+from pipelines.label_agreement import LabelWatch
 from pipelines.sources import resolve_origin
 from pipelines.tracked import Tracking
 from workbench.config import Comparison, check_paths
 from workbench.errors import DivergenceError, IntegrityError, JudgingError
 from workbench.executors import run as execute
+from workbench.executors import warm_up
 from workbench.fsio import disk_errors
 from workbench.outcome import Event, Outcome
 from workbench.redact import redact
@@ -81,7 +83,8 @@ def run_comparison(
     check_judge_keys(graph, store)
     built = read_sources_first(graph, store, wait_s, on_event)
 
-    # ---- 2. Run the misses; the driver alone talks to MLflow.
+    # ---- 2. Run the misses; the driver alone talks to MLflow, whose imports take as long as the workers'.
+    warm_up(list(graph.stages.values()), store)
     with ExitStack() as stack:
         tracking = Tracking(comparison, home, graph, built, warn)
         stack.callback(tracking.abandon)
@@ -96,7 +99,8 @@ def run_comparison(
                 record_fields=tracking.record_fields,
             )
 
-        listen = fan_out(tracking.hear, all_but(built, on_event))
+        labels = LabelWatch(comparison.data.min_alpha, warn)
+        listen = fan_out(tracking.hear, labels.hear, all_but(built, on_event))
         outcome = attempt(listen)
         unfinished = unfinished_judges(graph, outcome)
         if unfinished:  # what the other judges say is worth having; the verdicts so far are kept for the next run

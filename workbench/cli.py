@@ -15,6 +15,7 @@ import click
 
 from workbench import __version__
 from workbench.cli_common import common, config_options, emit, home_option
+from workbench.cli_data import data
 from workbench.cli_report import report
 from workbench.cli_tune import tune
 from workbench.errors import ConfigError
@@ -203,6 +204,7 @@ def agree(home: Path, quiet: bool, as_json: bool, **request: Any) -> None:
 
 main.add_command(tune)
 main.add_command(report)
+main.add_command(data)
 
 
 @main.group()
