@@ -75,6 +75,18 @@ def run(
     return one.outcome
 
 
+def warm_up(stages: Sequence[Stage], store: Store, preload: Sequence[str] = TRAINING_PRELOAD) -> None:
+    """Starts the forkserver if `run` will need workers, so that its imports overlap with what the caller does first.
+
+    Raises:
+        ConfigError: The graph is broken.
+    """
+    ordered = check_graph(stages)
+    missing = {planned.instance for planned in plan(ordered, store) if planned.artifact is None}
+    if any(stage.instance in missing and not stage.inline for stage in ordered):
+        worker_pool.start_forkserver(min(stage.resources.threads for stage in ordered), preload)
+
+
 class _Run:
     def __init__(
         self,
@@ -421,4 +433,4 @@ def _physical_memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-__all__ = ["Event", "OnEvent", "Outcome", "StageFailedError", "run"]
+__all__ = ["Event", "OnEvent", "Outcome", "StageFailedError", "run", "warm_up"]

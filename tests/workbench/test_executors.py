@@ -121,11 +121,23 @@ def test_graph_runs_once_and_second_run_does_nothing(store: Store, monkeypatch: 
 
     monkeypatch.setattr(worker_pool, "start", lambda job: pytest.fail("a worker was started"))
     monkeypatch.setattr(worker_pool, "start_forkserver", lambda *_: pytest.fail("the forkserver was started"))
+    executors.warm_up(graph, store)
     again = run(graph, store)
     assert again.ok
     assert all(again.cached.values())
     assert {i: a.content for i, a in again.artifacts.items()} == {i: a.content for i, a in outcome.artifacts.items()}
     assert again.records["rm"].cost == record.cost
+
+
+def test_warming_up_starts_the_forkserver_for_what_a_worker_will_run(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[int, tuple[str, ...]]] = []
+    monkeypatch.setattr(worker_pool, "start_forkserver", lambda threads, preload: started.append((threads, preload)))
+    executors.warm_up([number("data", 1, inline=True)], store)
+    assert started == []
+    executors.warm_up([number("data", 1, inline=True), number("sft", 2, data="data")], store)
+    assert started == [(1, worker_pool.TRAINING_PRELOAD)]
 
 
 def test_workers_have_a_session_threads_and_seeds_of_their_own(store: Store, capfd: pytest.CaptureFixture[str]) -> None:
