@@ -86,8 +86,11 @@ class Plot:
     ) -> None:
         self.title, self.names = title, names
         self.left, self.top, self.width, self.height = frame
-        self.x_range, self.y_range = (one or _range(values) for one, values in zip(ranges, (x, y), strict=True))
-        self.root = root and self.x_range[1] > 6 and self.x_range[0] > -1
+        held = [one for one in x if math.isfinite(one)]
+        self.root = root and max(held, default=0.0) > 6 and min(held, default=0.0) > -1
+        spread = _range(map(self._spread, held))  # the edge is as wide on the paper on either side
+        self.x_range = ranges[0] or (self._back(spread[0]), self._back(spread[1]))
+        self.y_range = ranges[1] or _range(y)
         self.parts: list[str] = []
 
     # ---- where things stand
@@ -102,6 +105,9 @@ class Plot:
 
     def _spread(self, x: float) -> float:
         return math.copysign(math.sqrt(abs(x)), x) if self.root else x
+
+    def _back(self, at: float) -> float:
+        return math.copysign(at * at, at) if self.root else at
 
     # ---- what is drawn
 

@@ -31,11 +31,11 @@ def dots(
     values = [end for *_, one in found for end in ends(one)] + list((marks or {}).values())
     values += [coin] if coin is not None else []
 
-    frame = (182, 4, 540, each * len(rows) + 44)
+    frame = (196, 4, 540, each * len(rows) + 44)
     plot = Plot("", x=values, y=(), names=(name, ""), ranges=(None, (len(rows), 0)), frame=frame)
     for row, words in enumerate(rows):
         at = plot.py(row + 0.5)
-        short = words if len(words) <= 28 else f"{words[:12]}…{words[-15:]}"
+        short = words if len(words) <= 24 else f"{words[:10]}…{words[-13:]}"
         full = f"<title>{safe(words)}</title>" if short != words else ""
         plot.parts.append(f'<text class="end row" x="{plot.left - 10}" y="{at + 4:.1f}">{safe(short)}{full}</text>')
         if row:

@@ -72,15 +72,15 @@ def _stop(line: str) -> str:
 
 def _open(results: Mapping[str, Any]) -> str:
     """Comparisons whose interval holds "no difference", with what they could have missed."""
+    known = [one for one in comparisons(results) if one[2].get("value") is not None]
     rows = [
         [escape(name), escape(what), interval(one), number(one.get("minimum_detectable_effect"))]
-        for name, what, one, null in comparisons(results)
+        for name, what, one, null in known
         if _holds(one, null)
     ]
-    total = sum(1 for _ in comparisons(results))
-    if not total:
+    if not known:
         return ""
-    text = f"{len(rows)} of {total} comparisons cannot be told from no difference. Detectable: the smallest true "
+    text = f"{len(rows)} of {len(known)} comparisons cannot be told from no difference. Detectable: the smallest true "
     text += "difference that this many prompts and seeds find with 80% power; a smaller one may be there."
     head = "### Differences too small for this much data"
     return f"{head}\n\n{text}" + (
@@ -103,7 +103,7 @@ def comparisons(results: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[
 
 def _holds(one: Mapping[str, Any], null: float) -> bool:
     low, high = one.get("low"), one.get("high")
-    return one.get("value") is not None and (low is None or low <= null) and (high is None or high >= null)
+    return (low is None or low <= null) and (high is None or high >= null)
 
 
 # ------------------------------------------------------------------------------------------ controls

@@ -56,7 +56,7 @@ def _parser() -> MarkdownIt:
 def _open_table(_self: Any, tokens: list[Token], place: int, *_: Any) -> str:
     label, rows = safe(tokens[place].meta["label"]), tokens[place].meta.get("fold")
     head = f"<details><summary>Table of {rows} rows</summary>" if rows else ""
-    return head + f'<div class="scroll" role="region" tabindex="0" aria-label="{label}"><table>\n'
+    return head + f'<div class="scroll" role="group" tabindex="0" aria-label="{label}"><table>\n'
 
 
 def _close_table(_self: Any, tokens: list[Token], place: int, *_: Any) -> str:
