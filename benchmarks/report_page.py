@@ -1,0 +1,152 @@
+"""How large report.html is, and how long it takes to write and to open in a browser. Prints one JSON object.
+
+    python benchmarks/report_page.py RUN [--home DIR] [--prompts 1000] [--repeats 5] [--browser chromium]
+
+The run's samples are multiplied to so many test prompts (the texts again, under ids of their own), the page is written
+as `workbench report` does, and opened by headless Chromium: seconds from the start of the navigation to the end of its
+`load` event, by which time the samples browser has drawn its first cards, and to the first paint; and the CPU seconds
+of the page's main thread, which hang less on what else the machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gzip
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from workbench.report.page import SAMPLES_FILE, write_report_page
+from workbench.report.samples import read_samples
+from workbench.results import load_results
+from workbench.runs import find_run
+
+TIMES = """(() => {
+  const done = performance.getEntriesByType("navigation")[0];
+  const paint = performance.getEntriesByName("first-contentful-paint")[0];
+  const drawn = location.href !== "about:blank" && done.loadEventEnd && paint && document.querySelector("article.card");
+  return drawn ? {load: done.loadEventEnd, paint: paint.startTime} : null;
+})()"""
+
+
+def multiplied(rows: list[dict[str, Any]], prompts: int) -> list[dict[str, Any]]:
+    """The rows with so many prompts."""
+    by_prompt: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_prompt.setdefault(row["prompt_id"], []).append(row)
+    known = list(by_prompt.values())
+    return [
+        row | {"prompt_id": f"{row['prompt_id']}-{number}"}
+        for number in range(prompts)
+        for row in known[number % len(known)]
+    ]
+
+
+class Browser:
+    """Headless Chromium over its debugging pipe (fd 3 in, fd 4 out, messages end with NUL).
+
+    Source: https://chromedevtools.github.io/devtools-protocol/
+    """
+
+    def __init__(self, command: str, profile: Path) -> None:
+        read_ours, self.out = os.pipe()
+        self.back, write_ours = os.pipe()
+
+        def wire() -> None:
+            os.dup2(read_ours, 63)
+            os.dup2(write_ours, 4)
+            os.dup2(63, 3)
+
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", f"--user-data-dir={profile}"]
+        self.process = subprocess.Popen([command, *flags], preexec_fn=wire, close_fds=False, stderr=subprocess.DEVNULL)
+        self.count, self.buffer = 0, b""
+
+    def call(self, method: str, session: str | None = None, **parameters: Any) -> Any:
+        """Result of one command; events that come before it are dropped."""
+        self.count += 1
+        message = {"id": self.count, "method": method, "params": parameters} | (
+            {"sessionId": session} if session else {}
+        )
+        os.write(self.out, json.dumps(message).encode() + b"\0")
+        while True:
+            while b"\0" not in self.buffer:
+                found = os.read(self.back, 1 << 20)
+                if not found:
+                    sys.exit("the browser went away")
+                self.buffer += found
+            line, _, self.buffer = self.buffer.partition(b"\0")
+            told = json.loads(line)
+            if told.get("id") == self.count:
+                if "error" in told:
+                    sys.exit(f"{method}: {told['error']}")
+                return told["result"]
+
+    def open(self, address: str) -> dict[str, float]:
+        """Seconds to the end of `load` and to the first paint from the start of the navigation, and the page's CPU."""
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.call(
+            "Emulation.setDeviceMetricsOverride", session, width=1280, height=2000, deviceScaleFactor=1, mobile=False
+        )
+        self.call("Performance.enable", session, timeDomain="threadTicks")
+        self.call("Page.navigate", session, url=address)
+        while True:
+            found = self.call("Runtime.evaluate", session, expression=TIMES, returnByValue=True)["result"].get("value")
+            if found:
+                metrics = self.call("Performance.getMetrics", session)["metrics"]
+                self.call("Target.closeTarget", targetId=target)
+                cpu = next(one["value"] for one in metrics if one["name"] == "TaskDuration")
+                return {name: one / 1000 for name, one in found.items()} | {"cpu": cpu}
+            time.sleep(0.02)
+
+
+def main() -> None:
+    """Writes, opens and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    parser.add_argument("--home", type=Path, default=Path("mlruns"))
+    parser.add_argument("--prompts", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--browser", default="chromium")
+    options = parser.parse_args()
+    path = find_run(options.home.absolute(), options.run)
+    results = load_results(path).model_dump(mode="json", by_alias=True)
+    rows = multiplied(list(read_samples(path.parent / SAMPLES_FILE)), options.prompts)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with gzip.open(folder / SAMPLES_FILE, "wt", encoding="utf-8") as out:
+            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        start, cpu = time.monotonic(), time.process_time()
+        page = write_report_page(results, folder)
+        wrote = (time.monotonic() - start, time.process_time() - cpu)
+        browser = Browser(options.browser, folder / "profile")
+        browser.open(page.as_uri())  # the first one starts the renderer
+        opened = [browser.open(page.as_uri()) for _ in range(options.repeats)]
+        with contextlib.suppress(SystemExit):
+            browser.call("Browser.close")
+        browser.process.wait()
+        figures = {
+            "prompts": options.prompts,
+            "samples": len(rows),
+            "samples_bytes": (folder / SAMPLES_FILE).stat().st_size,
+            "page_bytes": page.stat().st_size,
+            "page_gzipped_bytes": len(gzip.compress(page.read_bytes())),
+            "write_wall_s": round(wrote[0], 3),
+            "write_cpu_s": round(wrote[1], 3),
+            "load_median_s": round(statistics.median(one["load"] for one in opened), 3),
+            "paint_median_s": round(statistics.median(one["paint"] for one in opened), 3),
+            "page_cpu_median_s": round(statistics.median(one["cpu"] for one in opened), 3),
+            "load_s": [round(one["load"], 3) for one in opened],
+        }
+    print(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()
