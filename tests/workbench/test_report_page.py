@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from tests.workbench.report_page_example import HOSTILE, samples, write
 from tests.workbench.results_example import estimate, results
 from workbench.cli import main
-from workbench.report import limits
+from workbench.report import limits, summary
 from workbench.report.charts import Plot, looks, ticks
 from workbench.report.page import report_page, write_report_page
 from workbench.report.prose import prose
@@ -108,6 +108,13 @@ def test_the_page_holds_what_the_report_says() -> None:
     assert {"fig-frontier", "fig-overoptimization", "fig-agreement", "fig-reliability", "fig-win-rates"} <= set(
         seen.ids
     )
+
+
+def test_a_section_that_the_page_does_not_know_is_shown_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(summary.SECTIONS, "new", lambda _: "## Something new\n\n| a | b |\n|---|---:|\n| c | 1 |")
+    seen = Read(report_page(results()))
+    assert seen.ids["new"] == 1
+    assert "Something new" in seen.words
 
 
 def test_nothing_is_loaded_and_only_the_known_script_may_run() -> None:

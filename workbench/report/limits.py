@@ -80,12 +80,24 @@ def _open(results: Mapping[str, Any]) -> str:
     ]
     if not known:
         return ""
-    text = f"{len(rows)} of {len(known)} comparisons cannot be told from no difference. Detectable: the smallest true "
-    text += "difference that this many prompts and seeds find with 80% power; a smaller one may be there."
+    text = f"{len(rows)} of {len(known)} comparisons cannot be told from no difference." if rows else \
+        f"Each of {len(known)} comparisons can be told from no difference."  # fmt: skip
+    text += " Detectable: the smallest true difference that this many prompts and seeds find with 80% power"
+    text += f" ({_power(known)}); a smaller one may be there." if _power(known) else "; a smaller one may be there."
     head = "### Differences too small for this much data"
     return f"{head}\n\n{text}" + (
         f"\n\n{table(('comparison', 'what', 'estimate', 'detectable'), rows)}" if rows else ""
     )
+
+
+def _power(known: Sequence[tuple[str, str, Mapping[str, Any], float]]) -> str:
+    """``win rate by gold 0.02 to 0.04, gain in gold 0.15 to 0.19``."""
+    found: dict[str, list[float]] = {}
+    for _, what, one, _ in known:
+        if one.get("minimum_detectable_effect") is not None:
+            found.setdefault(what, []).append(one["minimum_detectable_effect"])
+    ends = {what: list(dict.fromkeys(map(number, (min(some), max(some))))) for what, some in found.items()}
+    return ", ".join(f"{escape(what)} {' to '.join(both)}" for what, both in ends.items())
 
 
 def comparisons(results: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any], float]]:

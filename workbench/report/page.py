@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.report import charts_agreement, charts_reward, crossed, curves, limits, summary, wording
-from workbench.report.agreement import sections as agreement_sections
+from workbench.report import charts_agreement, charts_reward, summary, wording
 from workbench.report.charts import looks
 from workbench.report.charts_parts import switch_rules
-from workbench.report.decision import annotators, decision, diversity
 from workbench.report.page_samples import samples_section
 from workbench.report.prose import prose
 from workbench.report.samples import browser, first_seed
@@ -22,6 +20,11 @@ PAGE_FILE = "report.html"
 CONFIG_FILE = "config.json"
 SAMPLES_FILE = "samples.jsonl.gz"  # of the measure stage
 FOLD = 20  # rows; longer tables are folded up
+_PLACED = {
+    "certificate", "arms", "against", "judges", "by_seed", "duels", "diversity", "annotators", "matched",
+    "overoptimization", "crossed", "agreement", "reward_models", "costs", "figures", "caveats", "limits", "decision",
+    "provenance",
+}  # fmt: skip
 _HEADLINES = {
     "winner": "{0} wins",
     "equivalent": "{0}: equivalent",
@@ -55,22 +58,24 @@ def report_page(
         config: The comparison's config, secrets redacted.
     """
     shown = browser(rows)
+    told = {name: make(results) for name, make in summary.SECTIONS.items()}
     parts = [
-        ("decision", "Decision", _decision(results)),
-        ("arms", "Arms", _arms(results)),
-        ("frontier", "Reward against KL", charts_reward.frontier(results) + _of(curves.matched(results), 3)),
+        ("decision", "Decision", _decision(results, told)),
+        ("arms", "Arms", _of(told["arms"]) + charts_agreement.win_rates(results)
+         + "".join(_of(told[name], 3) for name in ("against", "duels", "by_seed"))),
+        ("frontier", "Reward against KL", charts_reward.frontier(results) + _of(told["matched"], 3)),
         ("overoptimization", "Over-optimization", charts_reward.overoptimization(results)
-         + _of(curves.overoptimization(results))),
-        ("crossed", "Reward and optimizer", charts_reward.tilt(results) + _of(crossed.sections(results), 3)),
-        ("agreement", "Implicit against explicit reward", _agreement(results)),
+         + _of(told["overoptimization"])),
+        ("crossed", "Reward and optimizer", charts_reward.tilt(results) + _of(told["crossed"], 3)),
+        ("agreement", "Implicit against explicit reward", _agreement(results, told["agreement"])),
         ("samples", "Samples", samples_section(shown)),
-        ("diversity", "Diversity and annotators", _of(diversity(results), 3) + _of(annotators(results), 3)),
-        ("rewards", "Reward models and judges", _of(summary.reward_models(results), 3)
-         + _of(summary.judges(results), 3)),
-        ("cost", "Cost", _of(summary.costs(results))),
+        ("diversity", "Diversity and annotators", _of(told["diversity"], 3) + _of(told["annotators"], 3)),
+        ("rewards", "Reward models and judges", _of(told["reward_models"], 3) + _of(told["judges"], 3)),
+        *((name, _heading(told[name]), _of(told[name])) for name in told if told[name] and name not in _PLACED),
+        ("cost", "Cost", _of(told["costs"])),
         ("certificate", "Match certificate", _certificate(results)),
-        ("limits", "What was not established", _of(limits.section(results))),
-        ("provenance", "Provenance", _of(summary.provenance(results)) + _config(config) + _files(rows)),
+        ("limits", "What was not established", _of(told["limits"])),
+        ("provenance", "Provenance", _of(told["provenance"]) + _config(config) + _files(rows)),
     ]  # fmt: skip
     parts = [part for part in parts if part[2]]
     seeds = wording.run_seeds(results)
@@ -108,10 +113,14 @@ def _of(markdown: str, level: int | None = None) -> str:
     return prose("\n".join(lines), fold=FOLD)
 
 
+def _heading(markdown: str) -> str:
+    return markdown.partition("\n")[0].lstrip("# ")
+
+
 # ------------------------------------------------------------------------------------------ sections
 
 
-def _decision(results: Mapping[str, Any]) -> str:
+def _decision(results: Mapping[str, Any], told: Mapping[str, str]) -> str:
     ok, line = wording.certificate_line(results)
     found = results.get("decision") or {}
     head = _HEADLINES.get(str(found.get("verdict")), "").format(_listed(found.get("arms") or ()))
@@ -123,13 +132,13 @@ def _decision(results: Mapping[str, Any]) -> str:
     parts.append(_cards(results))
     if found:
         parts.append(f"<h3>In full</h3><p>{safe(found['sentence'])}</p>")
-        _, _, rest = decision(results).partition("\n\n")
+        _, _, rest = told["decision"].partition("\n\n")
         evidence = rest.partition("\n\n")[2]
         if evidence:
             parts.append(
                 f"<details><summary>The evidence</summary>{prose(evidence, 'Evidence of the decision')}</details>"
             )
-    warnings = _of(summary.caveats(results))
+    warnings = _of(told["caveats"])
     return "".join(parts) + (f"<h3>Before you quote a number</h3>{warnings}" if warnings else "")
 
 
@@ -156,13 +165,7 @@ def _ends(estimate: Mapping[str, Any]) -> str:
     return interval(estimate).removeprefix(wording.number(estimate["value"])).strip()
 
 
-def _arms(results: Mapping[str, Any]) -> str:
-    more = [summary.against(results), summary.duels(results), summary.by_seed(results)]
-    return _of(summary.arms(results)) + charts_agreement.win_rates(results) + "".join(_of(one, 3) for one in more)
-
-
-def _agreement(results: Mapping[str, Any]) -> str:
-    told = agreement_sections(results)
+def _agreement(results: Mapping[str, Any], told: str) -> str:
     if not told:
         return ""
     main, *rest = told.partition("\n\n")[2].split("\n\n### ")

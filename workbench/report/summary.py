@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,30 +57,9 @@ def markdown(results: Mapping[str, Any], figures: Sequence[tuple[str, str]] = ()
         results: results.json, schema 1.
         figures: (file name, link) of each image.
     """
-    sections = [
-        f"# {escape(results.get('comparison', 'comparison'))}",
-        f"**{escape(wording.verdict(results))}**",
-        certificate(results),
-        arms(results),
-        against(results),
-        judges(results),
-        by_seed(results),
-        duels(results),
-        diversity(results),
-        annotators(results),
-        curves.matched(results),
-        curves.overoptimization(results),
-        crossed.sections(results),
-        agreement_sections(results),
-        reward_models(results),
-        costs(results),
-        _figures(figures),
-        caveats(results),
-        limits.section(results),
-        decision(results),
-        provenance(results),
-    ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    head = [f"# {escape(results.get('comparison', 'comparison'))}", f"**{escape(wording.verdict(results))}**"]
+    parts = [_figures(figures) if name == "figures" else make(results) for name, make in SECTIONS.items()]
+    return "\n\n".join(part for part in (*head, *parts) if part) + "\n"
 
 
 def note(results: Mapping[str, Any]) -> str:
@@ -270,3 +249,27 @@ def provenance(results: Mapping[str, Any]) -> str:
         named = f"experiment {escape(mlflow.get('experiment'))}, run {escape(run)}"
         lines.append(f"- MLflow: {escape(mlflow['tracking_uri'])}, {named}")
     return "## Provenance\n\n" + "\n".join(lines)
+
+
+# The sections in order; report.html places them by these names, and one that it has no place for at its end.
+SECTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "certificate": certificate,
+    "arms": arms,
+    "against": against,
+    "judges": judges,
+    "by_seed": by_seed,
+    "duels": duels,
+    "diversity": diversity,
+    "annotators": annotators,
+    "matched": curves.matched,
+    "overoptimization": curves.overoptimization,
+    "crossed": crossed.sections,
+    "agreement": agreement_sections,
+    "reward_models": reward_models,
+    "costs": costs,
+    "figures": lambda _: "",
+    "caveats": caveats,
+    "limits": limits.section,
+    "decision": decision,
+    "provenance": provenance,
+}
