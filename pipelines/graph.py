@@ -36,6 +36,7 @@ from workbench.config_labels import GIVEN
 from workbench.stages import External
 
 __all__ = ["Graph", "build_graph"]
+PARAMETRIZATION = ("trust_remote_code", "lora", "gradient_checkpointing")  # what a dpo stage needs of `training`
 
 
 def build_graph(comparison: Comparison, origin: Origin) -> Graph:
@@ -139,7 +140,7 @@ def _reward_model(graph: Graph, shared: dict[str, str], name: str, run: int) -> 
 
 
 def _dpo(graph: Graph, shared: dict[str, str], rewards: Mapping[str, str], label: str, arm: DPO, run: int) -> None:
-    told = {name: value for name, value in training(graph).items() if name in ("trust_remote_code", "lora")}
+    told = {name: value for name, value in training(graph).items() if name in PARAMETRIZATION}
     config = arm.model_dump(mode="json", exclude={"kind", "labels", "labels_rule", "pairs"}) | told
     config |= subset(arm.pairs, run)
     pairs = labeled_pairs(graph, shared, rewards, arm, run)

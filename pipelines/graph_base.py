@@ -107,7 +107,12 @@ def limits(graph: Graph) -> dict[str, Any]:
 def training(graph: Graph) -> dict[str, Any]:
     """What every stage that trains from the SFT is told beside its block; `lora` only where adapters are wanted."""
     lora = graph.comparison.model.lora
-    return limits(graph) | ({"lora": lora.model_dump(mode="json")} if lora is not None else {})
+    return limits(graph) | ({"lora": lora.model_dump(mode="json")} if lora is not None else {}) | checkpointing(graph)
+
+
+def checkpointing(graph: Graph) -> dict[str, bool]:
+    """Config field of a training stage that computes activations twice; none of the others'."""
+    return {"gradient_checkpointing": True} if graph.comparison.model.gradient_checkpointing else {}
 
 
 def trainer_packages(graph: Graph, packages: tuple[str, ...]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from pipelines.graph_base import (
     TEXT_PACKAGES,
     TRAINING_PACKAGES,
     Graph,
+    checkpointing,
     decoding,
     derive,
     gold,
@@ -142,6 +143,7 @@ def _sft(graph: Graph, model: str | External, prompts: str, packed_prompts: str,
         assert pairs is not None
         inputs["pairs"] = pairs
     config |= {"stop_ids": list(graph.origin.stop_ids), "max_length": graph.origin.max_length} | trust
+    config |= checkpointing(graph)
     return graph.add(
         "sft",
         (),

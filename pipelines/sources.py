@@ -94,6 +94,8 @@ def resolve_origin(comparison: Comparison, store: Store) -> Origin:
             f"prompt in {max_length} tokens (the model's context is {context}); make it smaller",
             where="evaluation.max_response_tokens",
         )
+    rewards = reward_sources(comparison, store)
+    check_contexts(comparison, folder, rewards, max_length)
     preferences = local_data(hub_name(data), store.home)
     ood = local_data(data.ood, store.home)
     layout = Layout.from_config(data.layout())
@@ -114,7 +116,7 @@ def resolve_origin(comparison: Comparison, store: Store) -> Origin:
         needs_template=any(conversational(source, layout) for source in (preferences, ood) if source is not None),
         has_ood=data.world is not None or ood is not None,
         judges=judge_sources(comparison, store),
-        rewards=reward_sources(comparison, store),
+        rewards=rewards,
     )
 
 
@@ -276,27 +278,49 @@ def judge_sources(comparison: Comparison, store: Store) -> dict[str, External]:
 
 
 def reward_sources(comparison: Comparison, store: Store) -> dict[str, External]:
-    """Reward models that are not trained here.
-
-    Raises:
-        ConfigError: One is not there, or its context is too short whatever its tokenizer is.
-    """
+    """Reward models that are not trained here."""
     found = {}
     for name, reward in comparison.reward_models.items():
-        if reward.path is None:
-            continue
-        folder = model_folder(reward.path, reward.revision)
-        context = context_of_folder(folder)
-        response = comparison.evaluation.max_response_tokens
-        if context is not None and context <= response:
-            raise ConfigError(
-                f"reads {context} tokens, but a response alone may have {response}; take one with a longer context, or "
-                "lower evaluation.max_response_tokens",
-                where=f"reward_models.{name}.path",
-            )
-        if (source := external(store, folder)) is not None:
+        if reward.path is not None:
+            source = external(store, model_folder(reward.path, reward.revision))
+            assert source is not None
             found[name] = source
     return found
+
+
+def check_contexts(
+    comparison: Comparison, policy: Path | None, rewards: Mapping[str, External], max_length: int
+) -> None:
+    """Refuses models beside the policy that cannot read a prompt with its response, before anything runs.
+
+    With the policy's own tokenizer file, tokens are the same; with another one only a response alone is compared, and
+    the rest when texts have been tokenised.
+
+    Raises:
+        ConfigError: A context is too short.
+    """
+    response = comparison.evaluation.max_response_tokens
+    gold = comparison.gold
+    folders = {f"reward_models.{name}.path": Path(source.path) for name, source in rewards.items()}
+    if gold is not None and gold.reward_model is not None:
+        folders["gold.reward_model"] = Path(gold.reward_model)
+    for name in comparison.evaluation.judges:
+        if folder := getattr(comparison.judges.get(name), "folder", None):
+            folders[f"judges.{name}.folder"] = Path(folder)
+    for where, folder in folders.items():
+        context = context_of_folder(folder)
+        same = policy is not None and _same_file(policy / "tokenizer.json", folder / "tokenizer.json")
+        needed, what = (max_length, "prompt and response") if same else (response + 1, "a response alone")
+        if context is not None and context < needed:
+            raise ConfigError(
+                f"reads {context} tokens, but {what} may have {needed if same else response}; lower model.max_length "
+                "or evaluation.max_response_tokens, or take a model with a longer context",
+                where=where,
+            )
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()
 
 
 def check_defines(path: Path, name: str) -> None:

@@ -94,6 +94,10 @@ class ActorCritic:
         }
         if "critic_tensors" not in self.facts:  # a head on the policy's trunk, or adapters on the same base
             self.facts["critic_tensors"] = digest
+        if config.get("gradient_checkpointing"):
+            for model in (self.policy, self._critic_trunk):
+                if model is not None:
+                    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._trunks: dict[str, Any] = {}
         if config["compile"]:
             self._trunks = {"policy": torch.compile(self.policy.base_model)}
@@ -213,6 +217,7 @@ class ActorCritic:
 
     def figures(self, batch: Batch, temperature: float) -> TokenFigures:
         """The policy's log-probabilities with their gradient, entropies, and states for a value head."""
+        self._mode(self.policy)
         with using(self.policy, POLICY if self.lora is not None else None):
             return token_figures(self.policy, batch, temperature, trunk=self._trunks.get("policy"), with_entropy=True)
 
@@ -224,6 +229,7 @@ class ActorCritic:
             states: (N, H) of the policy's trunk, where a pass has made them and the critic is a head on it.
         """
         if states is None:
+            self._mode(self.policy if self._critic_trunk is None else self._critic_trunk)
             if self._critic_trunk is not None:
                 states = response_states(self._trunks.get("critic", self._critic_trunk), batch)
             else:
@@ -233,6 +239,11 @@ class ActorCritic:
         if self.config["critic"] == "detached_head":
             states = states.detach()
         return batch.spread(self.values_of(states))
+
+    def _mode(self, model: Any) -> None:
+        """Activations are computed again in training mode alone; without dropout that is all that the mode changes."""
+        if self.config.get("gradient_checkpointing"):
+            model.train(torch.is_grad_enabled())
 
     def values_of(self, states: Tensor) -> Tensor:
         """(N,) float32 values, in the score's units and centered as it is, of (N, H) states."""

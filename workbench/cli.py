@@ -124,19 +124,38 @@ def init(path: Path, schema: bool, force: bool, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("config", type=click.Path(path_type=Path), required=False)
+@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a field of CONFIG. Repeatable.")
 @home_option
 @common
-def doctor(home: Path, as_json: bool) -> int:
-    """Check this machine: Python, packages, device, memory, disk, home."""
+def doctor(config: Path | None, overrides: tuple[str, ...], home: Path, as_json: bool) -> int:
+    """Check this machine: Python, packages, device, memory, disk, home.
+
+    With CONFIG also what that comparison would need of it: memory of every stage, time, and what would not fit.
+    """
     from workbench.doctor import examine
 
     findings = examine(home.absolute())
+    found: dict[str, Any] = {}
+    lines: list[str] = []
+    if config is not None:
+        from pipelines.forecast import forecast
+        from workbench.config import check_paths, load_config
+        from workbench.forecast import lines_of
+
+        comparison = load_config(config, overrides)
+        check_paths(comparison)
+        needed, checks = forecast(comparison, home.absolute())
+        findings, lines, found = [*findings, *checks], lines_of(needed), {"forecast": needed.to_json()}
+    fine = all(one.ok for one in findings)
     if as_json:
-        emit({"schema": 1, "ok": all(one.ok for one in findings), "checks": [one.to_json() for one in findings]})
+        emit({"schema": 1, "ok": fine, "checks": [one.to_json() for one in findings]} | found)
     else:
         for one in findings:
             click.echo(f"{'ok  ' if one.ok else 'FAIL'} {one.name:10} {one.detail}")
-    return 0 if all(one.ok for one in findings) else 3
+        for line in lines:
+            click.echo(f"     {line}")
+    return 0 if fine else 3
 
 
 @main.command()

@@ -109,6 +109,12 @@ class Model(Section):
         description="Adapters for reward models and every trained arm alike; null: all weights. The SFT trains all.",
     )
 
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Computes activations again in the backward pass: less memory, about a third more time, the same "
+        "weights.",
+    )
+
     @model_validator(mode="after")
     def _check(self) -> Model:
         refuse(self._problems())

@@ -70,6 +70,7 @@ class TrainSpec:
     checkpoint_every_steps: int
     seed: int
     checkpoint_at_steps: Sequence[int] = ()  # a policy is kept there too
+    gradient_checkpointing: bool = False
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], seed: int) -> TrainSpec:
@@ -79,6 +80,7 @@ class TrainSpec:
             **{name: config[name] for name in names},
             checkpoint_every_steps=config["checkpoint_every_steps"],
             checkpoint_at_steps=config.get("checkpoint_at_steps", ()),
+            gradient_checkpointing=config.get("gradient_checkpointing", False),
             seed=seed,
         )
 
@@ -232,7 +234,8 @@ def _common(spec: TrainSpec, log: StageLog, rows: int, *, staged: bool = False) 
         "disable_tqdm": True,
         "use_cpu": on_cpu,
         "bf16": not on_cpu and log.resources.dtype == "bfloat16",
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": spec.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if spec.gradient_checkpointing else None,
         "dataloader_pin_memory": not on_cpu and not staged,  # what is on the GPU already cannot be pinned
         "remove_unused_columns": False,
         "seed": spec.seed % 2**32,

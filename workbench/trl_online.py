@@ -103,6 +103,7 @@ def _arguments(arm: OnlineArm) -> dict[str, Any]:
         max_grad_norm=config["max_grad_norm"],
         checkpoint_every_steps=config["checkpoint_every_updates"] * arm.steps_per_update,
         seed=arm.log.seed,
+        gradient_checkpointing=config.get("gradient_checkpointing", False),
     )
     return _common(spec, arm.log, config["updates"] * arm.steps_per_update * rows) | {
         "logging_steps": arm.steps_per_update,
