@@ -32,7 +32,9 @@ class AnnotatorRow(Model):
     reliability: E = Field(description="Dawid and Skene: estimated chance of the right label")
     first_shown_preferred: E = Field(description="Share of labels for the response shown first; ties half")
     longer_preferred: E = Field(description="Share of labels for the longer response; ties half")
-    longer_gap: E = Field(description="longer_preferred less the mean of the others' labels on the same pairs")
+    longer_gap: E = Field(
+        description="Longer responses preferred more than by the others on the same pairs; 0: the median annotator"
+    )
     triples: Triples
 
 

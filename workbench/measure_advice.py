@@ -11,6 +11,7 @@ from workbench.results_base import E
 
 POSITION_BAND: Final = (0.45, 0.55)
 LENGTH_GAP: Final = 0.05
+FEWEST: Final = 3  # of two annotators nobody can say whose taste for length is the odd one
 _LEVEL: Final = 0.05
 
 
@@ -20,7 +21,7 @@ def retrain(rows: Sequence[AnnotatorRow]) -> Iterator[tuple[str, list[str]]]:
         why = [
             *_below(row.gap, row.p_holm),
             *_outside(row.first_shown_preferred, *POSITION_BAND),
-            *_lengthy(row.longer_gap),
+            *(_lengthy(row.longer_gap) if len(rows) >= FEWEST else ()),
         ]
         if why:
             yield row.name, why
@@ -62,6 +63,8 @@ def cautions(table: OpinionTable, overall: Overall, threshold: float) -> Iterato
         yield f"alpha is {alpha:.2f}, below {threshold:g}: the labels hardly agree; see docs/data.md"
     if table.opinions.unscored:
         yield f"{table.opinions.unscored} verdicts did not come and are left out"
+    if table.opinions.unusable:
+        yield f"{table.opinions.unusable} rows cannot be used and are left out: `workbench data check` says why"
     shared = (table.labeled & (table.votes > 1)[:, None]).any(axis=0)
     alone = [name for name, able in zip(table.people, shared, strict=True) if not able]
     if alone and alpha is not None:

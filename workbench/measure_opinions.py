@@ -211,7 +211,7 @@ class _Dashboard(OpinionTable):
             gap=self._gaps[place], p_holm=None,
             reliability=reliability,
             first_shown_preferred=self._first_shown(labels),
-            longer_preferred=self._longer(mine, place), longer_gap=self._longer_gap(shared, place),
+            longer_preferred=self._longer(mine, place), longer_gap=self._longer_gaps[place],
             triples=triples_of(self.opinions, self.unit, self.who, self.value, self.prompt, place),
         )  # fmt: skip
 
@@ -233,15 +233,33 @@ class _Dashboard(OpinionTable):
         longer = self.opinions.longer[self.units[known]]
         return verdict(np.where(longer == 1, value, 1 - value))
 
-    def _longer_gap(self, shared: Array, place: int) -> E:
-        known = shared & ~np.isnan(self.opinions.longer[self.units])
-        if not known.any():
-            return refused("no shared pair has responses of different known length")
-        side = np.where(self.labeled, verdict(np.nan_to_num(self.table)), 0.0)[known]
-        others = (side.sum(axis=1) - side[:, place]) / (self.votes[known] - 1)
-        longer = self.opinions.longer[self.units[known]]
-        gap = np.where(longer == 1, 1, -1) * (side[:, place] - others)
-        return E.of(mean_by_cluster(gap, self.cluster[known]))
+    @cached_property
+    def _longer_gaps(self) -> list[E]:
+        """How much more each annotator prefers the longer response than the others on the same pairs.
+
+        One annotator's bias moves everybody's "others", so the median of these gaps is taken off each of them.
+        """
+        known = (self.votes > 1) & ~np.isnan(self.opinions.longer[self.units])
+        able = (self.labeled & known[:, None]).any(axis=0)
+        none = refused("no shared pair has responses of different known length")
+        if not able.any():
+            return [none] * len(self.people)
+        mine = self.labeled[known][:, able]
+        side = np.where(mine, verdict(np.nan_to_num(self.table[known][:, able])), 0.0)
+        others = (side.sum(axis=1, keepdims=True) - side) / (self.votes[known][:, None] - 1)
+        toward = np.where(self.opinions.longer[self.units[known]] == 1, 1.0, -1.0)[:, None]
+        gaps = np.where(mine, toward * (side - others), 0.0)
+
+        def statistic(rows: Rows, weights: Array) -> Array:
+            count = weights @ rows["mine"]
+            gap = np.where(count > 0, weights @ rows["gaps"] / np.maximum(count, 1e-300), math.nan)
+            return np.asarray(gap - np.nanmedian(gap, axis=1, keepdims=True))
+
+        columns = {"gaps": gaps, "mine": mine.astype(float)}
+        found = iter(
+            bootstrap_vector(statistic, columns, self.cluster[known], self.rng(10), RESAMPLES, bounds=(-1.0, 1.0))
+        )
+        return [E.of(next(found)) if one else none for one in able]
 
     @staticmethod
     def _p(gap: E) -> float | None:

@@ -6,7 +6,7 @@ import hashlib
 import re
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +41,7 @@ class Opinions:
         grade: (L,) strength of the preference for the first response; NaN where the label has none.
         shown: (L,) 1 the first response was shown first, 0 the second, NaN unknown.
         unscored: Verdicts that did not come.
+        unusable: Rows that could not be used: `data check` says why.
     """
 
     kind: Literal["pairs", "judgments"]
@@ -56,6 +57,7 @@ class Opinions:
     grade: Floats
     shown: Floats
     unscored: int = 0
+    unusable: int = 0
 
     @property
     def mirrored(self) -> bool:
@@ -118,21 +120,20 @@ class PairOpinions:
     """Takes annotations from the rows of a preference file as an observer of its reading.
 
     Args:
-        shown: (pair number from 0) -> for each annotation, whether the chosen response was shown first.
+        shown: Of each row, for every annotation, whether the chosen response was shown first.
     """
 
     def __init__(self, shown: Sequence[Sequence[bool]] | None = None) -> None:
-        self._table, self._shown, self._count = _Table(), shown, 0
+        self._table, self._shown = _Table(), shown
 
     def see(self, row: int, texts: Texts) -> None:
-        place, self._count = self._count, self._count + 1
         if not texts.annotations or texts.chosen is None or texts.rejected is None:
             return
         lengths = (len(texts.chosen), len(texts.rejected))
         unit = self._table.add_unit(
             f"row {row}", f"row {row}", row, prompt_id(texts.prompt), lengths, (texts.chosen, texts.rejected)
         )
-        order = self._shown[place] if self._shown is not None and place < len(self._shown) else None
+        order = self._shown[row - 1] if self._shown is not None and row <= len(self._shown) else None
         for at, one in enumerate(texts.annotations):
             first = getattr(one, "chosen_first", None)
             if first is None and order is not None and at < len(order):
@@ -176,12 +177,10 @@ def opinions_of_judgments(judgments: Iterable[Judgment]) -> Opinions:
     swapped = len(set(found.shown.tolist())) > 1
     # A judge that gives probabilities grades every verdict, 0 and 1 too.
     graded = np.isin(found.who, np.unique(found.who[~np.isnan(found.grade)]))
-    return Opinions(
-        **{
-            **found.__dict__,
-            "shown": found.shown if swapped else np.full(len(found.shown), np.nan),
-            "grade": np.where(graded, found.value, np.nan),
-        }
+    return replace(
+        found,
+        shown=found.shown if swapped else np.full(len(found.shown), np.nan),
+        grade=np.where(graded, found.value, np.nan),
     )
 
 
@@ -207,8 +206,9 @@ def read_opinions(sources: Sequence[str | Path], options: Options, *, tokenizer:
             raise DataError("several sources must all be files of judgments; give one preference source at a time")
         return opinions_of_judgments(read_judgments(paths))
     observer = PairOpinions(_read_shown(Path(paths[0])))
-    scan_pairs(paths[0], options, tokenizer=tokenizer, stop=True, observers=[observer])
-    found = observer.opinions()
+    # A policy may have said nothing at all: such pairs are left out here, as they are in training.
+    _, report = scan_pairs(paths[0], replace(options, drop_invalid=True), tokenizer=tokenizer, observers=[observer])
+    found = replace(observer.opinions(), unusable=report.rows - report.kept if report.pairing is None else 0)
     if not len(found.value):
         raise DataError(
             'no row has annotations; expected [{"annotator", "prefers_first"}] in \'annotations\', rows of labels, or '

@@ -84,9 +84,9 @@ def topics(sample: PromptSample, count: int, seed: int) -> dict[str, Any]:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.metrics import adjusted_rand_score
 
-    # A word in over a third of the prompts ("Human", "Assistant") tells none of them apart.
+    # A word in over a third of the prompts ("Human", "Assistant") tells no topics apart, unless there are few.
     reader = TfidfVectorizer(
-        max_features=_TERMS, stop_words="english", max_df=0.33, min_df=2, sublinear_tf=True,
+        max_features=_TERMS, stop_words="english", max_df=max(0.33, 1.2 / count), min_df=2, sublinear_tf=True,
         token_pattern=r"[^\W\d_]{3,}",
     )  # fmt: skip
     try:

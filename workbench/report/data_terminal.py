@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from workbench.data.findings import SHOWN, option_of
-from workbench.report.wording import clean, interval
+from workbench.report.wording import MISSING, clean, interval
 
 STYLES = {"error": "bold red", "warning": "yellow", "info": "dim"}
 
@@ -88,14 +88,19 @@ def print_annotators(found: Mapping[str, Any], console: Console) -> None:
         console.print(
             Text(f"{words}: {interval(one)}" + (f" ({clean(one['method'])})" if one["value"] is None else ""))
         )
-    table = _table("annotator", "labels", "majority", "reliability", "shown first", "longer, gap")
+    table = _table("annotator", "labels", "majority, %", "right, %", "shown first, %", "longer, ±%")
     for row in found["annotators"]:
         fields = ("leave_one_out", "reliability", "first_shown_preferred", "longer_gap")
         style = "yellow" if row["name"] in found["retrain"] else ""
-        table.add_row(
-            Text(clean(row["name"]), style=style), f"{row['labels']:,}", *(interval(row[f], 2) for f in fields)
-        )
+        table.add_row(Text(clean(row["name"]), style=style), f"{row['labels']:,}", *(_percent(row[f]) for f in fields))
     console.print(table)
+    console.print(
+        Text(
+            "majority: agrees with the others' majority; right: estimated chance of the right label; longer: prefers "
+            "the longer response more than the others do.",
+            style="dim",
+        )
+    )
     for name, why in found["retrain"].items():
         console.print(Text(f"{clean(name)}: {clean('; '.join(why))}", style="yellow"))
     if found["relabel_total"]:
@@ -103,6 +108,13 @@ def print_annotators(found: Mapping[str, Any], console: Console) -> None:
         console.print(Text(f"{found['relabel_total']:,} pairs to label again, the most doubtful: {first}"))
     for warning in found["warnings"]:
         console.print(Text(f"warning: {clean(warning)}", style="yellow"))
+
+
+def _percent(estimate: Mapping[str, Any]) -> str:
+    if estimate["value"] is None:
+        return MISSING
+    ends = "" if estimate["low"] is None else f" [{100 * estimate['low']:.0f}, {100 * estimate['high']:.0f}]"
+    return f"{100 * estimate['value']:.0f}{ends}"
 
 
 def _table(*columns: str) -> Table:
