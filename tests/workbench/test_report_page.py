@@ -24,7 +24,7 @@ from workbench.report import limits, summary
 from workbench.report.charts import Plot, looks, ticks
 from workbench.report.page import report_page, write_report_page
 from workbench.report.prose import prose
-from workbench.report.shell import embedded, page, visible
+from workbench.report.shell import asset, embedded, page, visible
 from workbench.report.summary import markdown
 
 VOID = {"meta", "input", "br", "img", "link", "hr", "path", "rect", "circle", "polyline", "polygon"}
@@ -331,3 +331,31 @@ def test_broken_samples_are_named(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="run compare again") as found:
         write_report_page(results(), tmp_path)
     assert getattr(found.value, "exit_code", None) == 2
+
+
+# ------------------------------------------------------------------------------------------ colors
+
+
+def luminance(color: str) -> float:
+    digits = color.lstrip("#")
+    digits = "".join(2 * one for one in digits) if len(digits) == 3 else digits
+    parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    red, green, blue = (one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    """Source: WCAG 2.2, https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio"""
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("mode", [0, 1], ids=["light", "dark"])
+def test_words_and_lines_stand_out(mode: int) -> None:
+    found = re.findall(r"--([a-z0-9-]+):light-dark\((#\w+),(#\w+)\)", asset("shell.css") + asset("report.css"))
+    colors = {name: pair[mode] for name, *pair in found}
+    for name in ("text", "muted", "link", "good", "bad"):
+        assert contrast(colors[name], colors["bg"]) >= 4.5, name
+    assert contrast(colors["text"], colors["mark"]) >= 4.5
+    for name in ("c0", "c1", "c2", "c3", "c4", "c5", "c6", "ink", "strong-line", "focus"):
+        assert contrast(colors[name], colors["bg"]) >= 3, name
