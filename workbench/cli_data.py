@@ -334,7 +334,7 @@ def annotators(
     tokenizer = None if asked.model is None else LightTokenizer(asked.model)
     threshold = min_alpha if min_alpha is not None else comparison.data.min_alpha if comparison else None
     opinions = read_opinions(paths, asked.options, tokenizer=tokenizer)
-    names = [comparison.name] if comparison is not None and not sources else [Path(path).name for path in paths]
+    names = [comparison.name] if comparison is not None and not sources else [_named(path) for path in paths]
     found = run(
         opinions, names, relabel_below=relabel_below, threshold=MINIMUM_ALPHA if threshold is None else threshold
     ).model_dump(mode="json", by_alias=True)
@@ -345,6 +345,12 @@ def annotators(
     _track(track, comparison, home, "annotators", ", ".join(names), files)
     if as_json:
         emit(found)
+
+
+def _named(source: str) -> str:
+    """A source as people know it; a store's artifact by its key."""
+    path = Path(source)
+    return f"{path.parent.name[:12]} pairs" if (path / "pairs.jsonl").is_file() and path.name == "out" else path.name
 
 
 def _pairs_of(asked: Request, home: Path) -> str:

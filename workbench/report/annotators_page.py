@@ -10,7 +10,7 @@ from workbench.report import svg
 from workbench.report.markup import escape, table
 from workbench.report.prose import prose
 from workbench.report.shell import page, safe, section
-from workbench.report.wording import MISSING, interval, number
+from workbench.report.wording import MISSING, interval, p_text
 
 KINDS = {
     "pairs": "The two responses of a pair have no order of their own (which one is called chosen comes from the "
@@ -129,6 +129,13 @@ def _overall(found: Mapping[str, Any]) -> str:
     return prose(_table(("figure", "value", "prompts", "note"), rows) + "\n\n" + KINDS[found["kind"]])
 
 
+def _points(estimate: Mapping[str, Any]) -> str:
+    """A difference of two shares in percentage points."""
+    ends = [estimate[end] for end in ("low", "high")]
+    shown = "" if None in ends else f" [{', '.join(f'{100 * end:+.1f}' for end in ends)}]"
+    return MISSING if estimate["value"] is None else f"{100 * estimate['value']:+.1f}{shown}"
+
+
 def _n(estimate: Mapping[str, Any]) -> str:
     return f"{estimate['n']:,}" if estimate["n"] else MISSING
 
@@ -145,11 +152,11 @@ def _annotators(found: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
     rows = [
         [
             escape(row["name"]), f"{row['labels']:,}", f"{row['shared']:,}", interval(row["leave_one_out"]),
-            interval(row["gap"]), number(row["p_holm"]), interval(row["reliability"]),
+            _points(row["gap"]), p_text(row["p_holm"]), interval(row["reliability"]),
         ]
         for row in found["annotators"]
     ]  # fmt: skip
-    header = ("annotator", "labels", "shared pairs", "with the majority", "gap", "p (Holm)", "reliability")
+    header = ("annotator", "labels", "shared pairs", "with the majority", "gap, points", "p (Holm)", "reliability")
     parts = [
         _captioned(drawn.get("leave_one_out"), "Agreement with the majority of the others; a tied vote counts half.")
     ]
@@ -188,11 +195,11 @@ def _bias(found: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
     rows = [
         [
             escape(row["name"]), interval(row["first_shown_preferred"]), interval(row["longer_preferred"]),
-            interval(row["longer_gap"]),
+            _points(row["longer_gap"]),
         ]
         for row in found["annotators"]
     ]  # fmt: skip
-    header = ("annotator", "prefers shown first", "prefers longer", "longer, against others")
+    header = ("annotator", "prefers shown first", "prefers longer", "longer, points")
     text = (
         "Longer responses may be better: only the last column, on the same pairs as the others, is the annotator's own."
     )

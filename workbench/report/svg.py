@@ -272,7 +272,7 @@ def _ticks(low: float, high: float) -> list[float]:
     """Three to six round numbers inside."""
     raw = max((high - low) / 4, 1e-9)
     scale = 10 ** math.floor(math.log10(raw))
-    step = next(scale * m for m in (1, 2, 2.5, 5, 10) if scale * m >= raw)
+    step = next(scale * m for m in (1, 2, 5, 10) if scale * m >= raw)
     first = math.ceil(low / step - 1e-9)
     return [round(step * k, 10) for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
