@@ -236,7 +236,7 @@ def continuation(
     """
     merged = joint[: len(before)] != before
     ids = alone() if merged else joint[len(before) :]
-    at = next((at for at, one in enumerate(ids) if one in stops), None)
+    at = min((ids.index(one) for one in stops if one in ids), default=None)
     if at is not None:
         longer = at + 1 < len(ids)
         return Continuation(ids=ids[: at + 1], empty=at == 0, boundary_merged=merged, cut_at_stop=longer)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -161,8 +162,8 @@ def pack_prompts(prompts: Iterable[Prompt], folder: Path, config: Mapping[str, A
     filtered = Filter()
 
     def rows() -> Iterator[dict[str, Any]]:
-        for batch in _batches(prompts, lambda prompt: len(prompt.prompt)):
-            found = encode_texts(tokenizer, [prompt.prompt for prompt in batch])
+        batches = _batches(prompts, lambda prompt: len(prompt.prompt))
+        for batch, found in _encoded(tokenizer, batches, lambda prompt: [prompt.prompt]):
             for prompt, bare in zip(batch, found, strict=True):
                 ids = prompt_ids(tokenizer, bare)
                 if filtered.take(prompt.prompt_id, prompt.split, limits.prompt_problem(ids)):
@@ -178,9 +179,11 @@ def pack_pairs(pairs: Iterable[PreferencePair], folder: Path, config: Mapping[st
     tokenizer, stops, limits = _prepare(folder, config)
     filtered = Filter()
     with PackedWriter(out) as writer:
-        for batch in _batches(pairs, lambda pair: len(pair.prompt) + len(pair.chosen) + len(pair.rejected)):
-            for pair, ids in zip(batch, _encode(tokenizer, batch, stops), strict=True):
-                prompt, chosen, rejected = ids
+        batches = _batches(pairs, lambda pair: len(pair.prompt) + len(pair.chosen) + len(pair.rejected))
+        for batch, found in _encoded(tokenizer, batches, _joined):
+            bare = iter(found)
+            for pair in batch:
+                prompt, chosen, rejected = _pair_ids(tokenizer, pair, (next(bare), next(bare), next(bare)), stops)
                 problem = _pair_problem(limits, prompt, chosen, rejected)
                 if filtered.take(pair.pair_id, pair.split, problem):
                     filtered.noted["boundary_merged"] += chosen.boundary_merged + rejected.boundary_merged
@@ -212,19 +215,52 @@ def _batches(rows: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
         yield batch
 
 
-def _encode(
-    tokenizer: Any, pairs: Sequence[PreferencePair], stops: Sequence[int]
-) -> Iterator[tuple[list[int], Continuation, Continuation]]:
-    """Ids of prompt, chosen and rejected of each pair, as `encode_prompt` and `encode_continuation` give them."""
-    texts = [text for pair in pairs for text in (pair.prompt, pair.prompt + pair.chosen, pair.prompt + pair.rejected)]
-    found = iter(encode_texts(tokenizer, texts))
-    for pair in pairs:
-        before = next(found)
-        chosen, rejected = (
-            continuation(before, next(found), partial(_alone, tokenizer, text), stops, finished=finished)
-            for text, finished in ((pair.chosen, pair.chosen_finished), (pair.rejected, pair.rejected_finished))
-        )
-        yield prompt_ids(tokenizer, before), chosen, rejected
+def _encoded(
+    tokenizer: Any, batches: Iterable[list[T]], texts: Callable[[T], list[str]]
+) -> Iterator[tuple[list[T], list[list[int]]]]:
+    """Each batch with the ids of its texts. One batch is tokenised while what came before is worked on: a fast
+    tokenizer does not hold the interpreter's lock.
+
+    Args:
+        tokenizer: Any transformers tokenizer.
+        batches: In order.
+        texts: What to tokenise of one row.
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting: deque[tuple[list[T], Future[list[list[int]]]]] = deque()
+        for batch in batches:
+            waiting.append(
+                (batch, pool.submit(encode_texts, tokenizer, [text for row in batch for text in texts(row)]))
+            )
+            if len(waiting) > 1:
+                done, found = waiting.popleft()
+                yield done, found.result()
+        for done, found in waiting:
+            yield done, found.result()
+
+
+def _joined(pair: PreferencePair) -> list[str]:
+    return [pair.prompt, pair.prompt + pair.chosen, pair.prompt + pair.rejected]
+
+
+def _pair_ids(
+    tokenizer: Any, pair: PreferencePair, bare: tuple[list[int], list[int], list[int]], stops: Sequence[int]
+) -> tuple[list[int], Continuation, Continuation]:
+    """Ids of prompt, chosen and rejected, as `encode_prompt` and `encode_continuation` give them.
+
+    Args:
+        tokenizer, stops: As there.
+        pair: The texts.
+        bare: Ids of `_joined`.
+    """
+    before, with_chosen, with_rejected = bare
+    chosen = continuation(
+        before, with_chosen, partial(_alone, tokenizer, pair.chosen), stops, finished=pair.chosen_finished
+    )
+    rejected = continuation(
+        before, with_rejected, partial(_alone, tokenizer, pair.rejected), stops, finished=pair.rejected_finished
+    )
+    return prompt_ids(tokenizer, before), chosen, rejected
 
 
 def _alone(tokenizer: Any, text: str) -> list[int]:

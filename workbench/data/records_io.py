@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from workbench.data.formats import Texts
 
 T = TypeVar("T")
+# Made once: json.dumps makes one at every call that has options.
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 _MISSING = "this file of an artifact is missing; rebuild the artifact"
 PROMPTS_FILE, PAIRS_FILE, GENERATIONS_FILE = "prompts.jsonl", "pairs.jsonl", "generations.jsonl"
 REPORT_FILE, SCORES_FILE, CORPUS_FILE, FILTER_FILE = "report.json", "scores.json", "corpus.jsonl", "filter.json"
@@ -30,7 +32,7 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     count = 0
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            file.write(_encode(row) + "\n")
             count += 1
     return count
 
@@ -58,7 +60,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 def json_line(row: Mapping[str, Any]) -> bytes:
     """One line as `write_jsonl` writes it."""
-    return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (_encode(row) + "\n").encode()
 
 
 class LineFile:
@@ -181,14 +183,13 @@ class PairParts:
     @classmethod
     def of(cls, texts: Texts, source: str) -> PairParts:
         """The parts of a parsed row."""
-        # These two alone: a record's fields, not what a file said beside them.
-        annotations = [{"annotator": one.annotator, "prefers_first": one.prefers_first} for one in texts.annotations]
-        # Texts of a file say nothing about length limits: its responses count as finished.
-        finished = {"chosen_finished": True, "rejected_finished": True}
         return cls(
-            _fields({"prompt": texts.prompt}),
-            _fields({"chosen": texts.chosen, "rejected": texts.rejected, "source": source}),
-            _fields({"annotations": annotations, "target_margin": texts.target_margin, **finished}),
+            f'"prompt": {_encode(texts.prompt)}'.encode(),
+            b", ".join(
+                f'"{name}": {_encode(text)}'.encode()
+                for name, text in (("chosen", texts.chosen), ("rejected", texts.rejected), ("source", source))
+            ),
+            _tail(texts),
         )
 
     def to_bytes(self) -> bytes:
@@ -221,8 +222,13 @@ class PairParts:
         return row["chosen"], row["rejected"]
 
 
-def _fields(row: Mapping[str, Any]) -> bytes:
-    return json.dumps(row, ensure_ascii=False, allow_nan=False)[1:-1].encode()
+def _tail(texts: Texts) -> bytes:
+    """What follows the split of a row that came from a file."""
+    # A record's fields alone, not what a file said beside them.
+    annotations = [{"annotator": one.annotator, "prefers_first": one.prefers_first} for one in texts.annotations]
+    row = {"annotations": annotations, "target_margin": texts.target_margin}
+    # Texts of a file say nothing about length limits: its responses count as finished.
+    return _encode(row | {"chosen_finished": True, "rejected_finished": True})[1:-1].encode()
 
 
 def write_generations(folder: Path, generations: Iterable[Generation]) -> int:

@@ -88,8 +88,9 @@ class PairIndex:
         self._rows.append(number)
         self._splits.append(_NO_SPLIT if texts.split is None else SPLITS.index(texts.split))
         # One hash serves twice: its first 8 bytes are the pair's id, 16 tell pairs apart.
-        self._keys += _digest(texts.prompt, texts.chosen, texts.rejected)
-        self._opposites += _digest(texts.prompt, texts.rejected, texts.chosen)
+        prompt, chosen, rejected = _measured(texts.prompt), _measured(texts.chosen), _measured(texts.rejected)
+        self._keys += _digest(prompt, chosen, rejected)
+        self._opposites += _digest(prompt, rejected, chosen)
         self._prompts += bytes.fromhex(prompt_id(texts.prompt))
         self._spool.append(PairParts.of(texts, self.name).to_bytes())
 
@@ -166,14 +167,18 @@ class PairIndex:
         return np.array(drawn, dtype=np.int8)[inverse]
 
 
-def _digest(*texts: str) -> bytes:
-    """16 bytes that begin as `splits.pair_id` does."""
-    digest = hashlib.sha256()
-    for text in (*texts, "0"):
-        data = text.encode()
-        digest.update(len(data).to_bytes(8, "big"))
-        digest.update(data)
-    return digest.digest()[:16]
+def _measured(text: str) -> bytes:
+    """A text with its length before it, as `splits.pair_id` reads it."""
+    data = text.encode()
+    return len(data).to_bytes(8, "big") + data
+
+
+_FIRST_OF_ITS_KIND: Final = _measured("0")
+
+
+def _digest(*texts: bytes) -> bytes:
+    """16 bytes that begin as `splits.pair_id` of measured texts does."""
+    return hashlib.sha256(b"".join((*texts, _FIRST_OF_ITS_KIND))).digest()[:16]
 
 
 def _numbered(keys: Digests, opposites: Digests) -> tuple[Rows, Rows]:
