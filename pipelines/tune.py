@@ -28,7 +28,7 @@ from pipelines.tune_graph import trial_comparison, trial_graph
 from pipelines.tune_pool import Message, Pool
 from workbench import errors
 from workbench.config import Comparison, Tuning, check_paths
-from workbench.config_tuning import Budget, run_seeds
+from workbench.config_tuning import REWARD_MODEL, Budget, run_seeds
 from workbench.errors import ConfigError, DivergenceError, ResourceError, WorkbenchError
 from workbench.fsio import disk_errors, remove_tree
 from workbench.locks import FileLock, held
@@ -259,11 +259,12 @@ def collect(comparison: Comparison, name: str, arms: dict[str, ArmSweep], storag
     by_trials, by_seconds = orders(found)
     warnings = []
     oracle = objective.scorer == "gold"
-    if oracle:
+    policies = set(found) - {REWARD_MODEL}
+    if oracle and policies:
         warnings.append("Settings were chosen by the gold reward: an oracle that no user has.")
     if tuning.repeats.seeds == 0:
         warnings.append("No repeats: the best value is the search's own, and the search flatters its winner.")
-    if objective.scorer == "proxy":
+    if objective.scorer == "proxy" and policies:
         warnings.append("Settings were chosen by the proxy, which PPO, RLOO, GRPO and best-of-n optimize.")
     warnings += [
         f"{label}: no setting kept within KL {objective.max_kl:g}; the chosen one passes it least."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pipelines.tune_pool import Message
 from workbench.config import Comparison
 from workbench.results_tuning import State, TrialRow, TunedArm
 from workbench.tuning import Asked, Study
-from workbench.tuning_choice import Sweep, arm_result, charge, finalists, is_share
+from workbench.tuning_choice import Sweep, arm_result, charge, finalists, is_share, metric_of
 from workbench.tuning_measure import (
     Trial,
     feasible,
@@ -45,6 +46,8 @@ class ArmSweep:
         self.label, self.study, self.tuning, self.say = label, study, comparison.tuning, say
         self.kind, self.folder = kind_of(comparison, label), folder / label
         self.live: dict[int, Asked] = {}
+        self.stopped: dict[int, str] = {}  # why a live trial was told to stop
+        self.metric = metric_of(label, comparison.tuning)
         self.queue = study.stale()
         self.records: dict[int, Trial] = {}
         self.params: dict[int, dict[str, Any]] = {}
@@ -134,11 +137,17 @@ class ArmSweep:
         else:
             steps = {rung: float(np.mean(list(scores.values())))}
         self.intermediate.setdefault(number, {}).update(steps)
-        return self.study.report(number, steps)
+        stop = self.study.report(number, steps)
+        if stop:
+            value = np.mean(list(scores.values()))
+            self.stopped[number] = f"by {self.tuning.pruner.kind} at {self.metric} {value:.4f} after part {rung}"
+        return stop
 
     def ended(self, job: Message, trial: Trial) -> None:
         """Takes the end of a job: writes its record, then tells the study."""
         number, seed = job["number"], job["seed"]
+        if trial.status == "pruned":
+            trial = replace(trial, reason=self.stopped.get(number, "pruned"))
         write_trial(self._path(number, seed), trial)
         if job["purpose"] == "repeat":
             self.say(f"{self.label} trial {number} on seed {seed}: {self._told(trial)}")
@@ -153,7 +162,7 @@ class ArmSweep:
         state, values = trial.status, list[float]()
         if state == "complete" and value is None:
             state = "failed"
-            self.records[number] = trial = Trial(**{**vars(trial), "status": state, "reason": "no response was scored"})
+            self.records[number] = trial = replace(trial, status=state, reason="no response was scored")
         elif state == "complete" and value is not None:
             nats = [] if kl is None or kl.value is None else [kl.value]
             values = [value, *(nats if self.tuning.objective.against_kl else [])]
@@ -172,7 +181,7 @@ class ArmSweep:
             return f"{trial.status} ({trial.reason})"
         kl = kl_of({0: trial.kl}, trial.bound)
         nats = f", KL {kl.value:.2f}" if kl is not None and kl.value is not None else ""
-        return f"{self.tuning.objective.metric} {value:.4f}{nats}, {_cpu_s(trial):.0f} CPU s"
+        return f"{self.metric} {value:.4f}{nats}, {_cpu_s(trial):.0f} CPU s"
 
     def _path(self, number: int, seed: int) -> Path:
         return self.folder / f"{number:04d}-{seed}.json"

@@ -86,6 +86,7 @@ class TunedArm(Model):
 
     kind: str
     study: str
+    metric: str = Field(description="What its trials are scored by, on validation")
     trials: Count = Field(description="Ended trials: complete, pruned and failed")
     complete: Count
     pruned: Count

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 
 from workbench.config_tuning import Param, Tuning
 from workbench.errors import BusyError, ResourceError
@@ -30,6 +31,7 @@ DATABASE = "optuna.db"
 BUSY_S = 30.0
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 optuna.logging.set_verbosity(optuna.logging.ERROR)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,17 +58,16 @@ def storage_errors(where: str) -> Iterator[None]:
     """A database that stays locked is busy (75); one that cannot be used is a resource that is missing (3)."""
     try:
         yield
-    except OperationalError as error:
-        reason = redact_text(str(error.orig or error))
-        if "locked" in reason:
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:
+        causes: list[BaseException] = [error]
+        while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+            causes.append(cause)
+        if any("database is locked" in str(one) for one in causes):
             message = f"Optuna's database stayed locked for {BUSY_S:.0f} s. Run the command again to go on from here."
             raise BusyError(message, where=where) from error
-        message = f"Optuna's database cannot be used ({reason}). Check the URL, the server and the permissions."
+        reason = redact_text(str(causes[-1]).splitlines()[0])
+        message = f"Optuna's database cannot be used ({reason}). Check the URL, the driver, the server and your rights."
         raise ResourceError(message, where=where) from error
-    except (ImportError, optuna.exceptions.StorageInternalError, ValueError) as error:
-        if isinstance(error, ValueError) and "URL" not in str(error) and "rfc1738" not in str(error):
-            raise
-        raise ResourceError(f"Optuna's storage cannot be opened: {redact_text(str(error))}", where=where) from error
 
 
 def open_storage(home: Path, url: str | None) -> optuna.storages.BaseStorage:

@@ -46,6 +46,11 @@ def is_share(label: str, tuning: Tuning) -> bool:
     return label == REWARD_MODEL or tuning.objective.metric == "win_rate"
 
 
+def metric_of(label: str, tuning: Tuning) -> str:
+    """What an arm's trials are scored by; a reward model by its accuracy on the validation pairs."""
+    return "accuracy" if label == REWARD_MODEL else tuning.objective.metric
+
+
 def ordered(rows: Sequence[TrialRow], max_kl: float | None) -> list[TrialRow]:
     """Complete trials from best to worst: feasible ones by score, then the others by how little they pass the limit."""
     complete = [row for row in rows if row.value is not None and row.value.value is not None]
@@ -103,7 +108,8 @@ def arm_result(
             curse = curse_of(sweep.scores[winner.number].scores, _fresh(sweep, winner.number))
     states = [row.state for row in sweep.rows]
     return TunedArm(
-        kind=sweep.kind, study=sweep.study, trials=len(states), complete=states.count("complete"),
+        kind=sweep.kind, study=sweep.study, metric=metric_of(sweep.label, tuning),
+        trials=len(states), complete=states.count("complete"),
         pruned=states.count("pruned"), failed=states.count("failed"), met=sweep.met, best=best, default=default,
         gain=gain, winners_curse=curse, repeated=repeated, spent=Spent.of(trials.plus(repeats)),
         spent_trials=Spent.of(trials), spent_repeats=Spent.of(repeats), best_so_far=best_so_far(sweep.rows, limit),

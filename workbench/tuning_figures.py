@@ -37,6 +37,7 @@ def draw(found: TuningResults, folder: Path) -> list[Path]:
             _label(axes[0], axis, f"best {what} so far", "What the budget bought (the search's own scores)")
             written.append(_save(figure, folder / f"best_so_far_{by}.png"))
     for label, arm in found.arms.items():
+        what = arm.metric + (f" ({found.objective.judge})" if arm.metric == "win_rate" else "")
         complete = [row for row in arm.rows if row.value is not None and row.value.value is not None]
         figure, axes = _panels(1)
         _history(axes[0], arm)

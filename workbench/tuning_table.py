@@ -19,8 +19,8 @@ def print_tuning(found: Mapping[str, Any], path: str) -> None:
         found: tuning.json.
     """
     console = make_console(stderr=True)
-    objective = found["objective"]
-    title = f"{objective['metric']} on {objective['prompts']} validation prompts, {found['rule']}"
+    metrics = dict.fromkeys(arm["metric"] for arm in found["arms"].values())
+    title = f"{' and '.join(metrics)} on validation; {found['rule']}"
     table = Table(title=clean(title), title_justify="left")
     for name in ("arm", "trials", "seconds", "default", "tuned", "gain", "winner's curse"):
         table.add_column(name)
