@@ -21,7 +21,7 @@ from tests.workbench.report_page_example import HOSTILE, samples, write
 from tests.workbench.results_example import estimate, results
 from workbench.cli import main
 from workbench.report import limits, summary
-from workbench.report.charts import Plot, looks, ticks
+from workbench.report.charts import Plot, looks, reach, ticks
 from workbench.report.page import report_page, write_report_page
 from workbench.report.prose import prose
 from workbench.report.shell import asset, embedded, page, visible
@@ -275,6 +275,17 @@ def test_a_root_scale_keeps_order_and_spreads_small_kl() -> None:
     at = [plot.px(x) for x in (-0.5, 0, 1, 4, 100)]
     assert at == sorted(at)
     assert plot.px(1) - plot.px(0) > 5 * (plot.px(100) - plot.px(99))
+
+
+def test_one_wide_interval_does_not_squash_the_points() -> None:
+    wide = [{"value": v, "low": v - w, "high": v + w} for v, w in ((1.0, 0.1), (2.0, 0.1), (1.5, 900.0))]
+    held = reach(wide)
+    assert (min(held), max(held)) == (pytest.approx(0.4), pytest.approx(2.6))
+    plot = Plot("", x=[0, 1], y=held, names=("x", "y"))
+    plot.point(0.5, 1.5, looks({"arms": {"a": {}}})["a"], "tip", across=(-900.0, 900.0))
+    bar = re.search(r'class="bar" d="M[\d.]+ ([\d.]+)V([\d.]+)"', plot.parts[-1])
+    assert bar is not None
+    assert plot.top <= float(bar[2]) < float(bar[1]) <= plot.height - plot.BOTTOM
 
 
 def test_every_arm_can_be_told_apart_without_color() -> None:

@@ -82,7 +82,7 @@ class Plot:
         names: tuple[str, str],
         root: bool = False,
         ranges: tuple[Ends | None, Ends | None] = (None, None),
-        frame: tuple[int, int, int, int] = (46, 24, 440, 310),
+        frame: tuple[int, int, int, int] = (52, 24, 440, 310),
     ) -> None:
         self.title, self.names = title, names
         self.left, self.top, self.width, self.height = frame
@@ -119,6 +119,7 @@ class Plot:
 
     def band(self, points: Sequence[tuple[float, float, float]], look: Look) -> None:
         """The area between (x, low, high)."""
+        points = [(x, _clamp(low, self.y_range), _clamp(high, self.y_range)) for x, low, high in points]
         edge = [(x, high) for x, _, high in points] + [(x, low) for x, low, _ in reversed(points)]
         self._add(look, f'<polygon class="band" points="{self._path(edge)}"/>')
 
@@ -130,9 +131,11 @@ class Plot:
         a, b = self.px(x), self.py(y)
         drawn = ""
         if across:
-            drawn += f'<path class="bar" d="M{a:.1f} {self.py(across[0]):.1f}V{self.py(across[1]):.1f}"/>'
+            low, high = (_clamp(one, self.y_range) for one in across)
+            drawn += f'<path class="bar" d="M{a:.1f} {self.py(low):.1f}V{self.py(high):.1f}"/>'
         if along:
-            drawn += f'<path class="bar" d="M{self.px(along[0]):.1f} {b:.1f}H{self.px(along[1]):.1f}"/>'
+            low, high = (_clamp(one, self.x_range) for one in along)
+            drawn += f'<path class="bar" d="M{self.px(low):.1f} {b:.1f}H{self.px(high):.1f}"/>'
         if ring:
             drawn += f'<circle class="ring" cx="{a:.1f}" cy="{b:.1f}" r="8.5"/>'
         full = " f" if filled else ""
@@ -237,6 +240,16 @@ def ends(estimate: Estimate) -> Ends:
     return (value if low is None else float(low), value if high is None else float(high))
 
 
+def reach(estimates: Iterable[Estimate]) -> list[float]:
+    """Values that an axis must hold: the points, and their intervals as far as they leave the points readable."""
+    held = [(float(one["value"]), *ends(one)) for one in estimates]
+    if not held:
+        return []
+    low, high = min(value for value, *_ in held), max(value for value, *_ in held)
+    room = 0.6 * (high - low) or math.inf
+    return [max(low - room, min(high + room, one)) for found in held for one in found]
+
+
 def told(estimate: Estimate) -> str:
     """``0.71 [0.68, 0.74], n 256``."""
     n = estimate.get("n")
@@ -254,6 +267,10 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(one * step, 12) for one in range(first, last + 1)]
+
+
+def _clamp(value: float, within: Ends) -> float:
+    return max(min(within), min(max(within), value))
 
 
 def _tick(value: float) -> str:

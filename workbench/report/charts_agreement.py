@@ -70,7 +70,7 @@ def reliability(results: Mapping[str, Any]) -> str:
     panels = []
     for name, found in reliability_sets(results).items():
         plot = Plot(f"{short(name)} ({found.get('labels', 'given')} labels)", x=(), y=(), ranges=((0, 1), (0, 1)),
-                    names=("predicted: sigmoid(margin)", "share preferred"), frame=(46, 24, 440, 400))  # fmt: skip
+                    names=("predicted: sigmoid(margin)", "share preferred"), frame=(52, 24, 440, 400))  # fmt: skip
         plot.diagonal()
         corner = []
         for side, look in REWARDS.items():

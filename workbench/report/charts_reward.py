@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workbench.report.charts import GREY, Look, Plot, ends, looks, short, told, value_of
+from workbench.report.charts import GREY, Look, Plot, ends, looks, reach, short, told, value_of
 from workbench.report.charts_parts import figure, key, switches
 from workbench.report.crossed import told as tilted
 from workbench.report.markup import escape, table
@@ -35,8 +35,8 @@ def frontier(results: Mapping[str, Any]) -> str:
     against = ["seq_kl"] + (["proxy_reward"] if field != "proxy_reward" else [])
     panels = [_frontier_panel(points, field, x_field, styles) for x_field in against]
     oracle = any(p.get("selector") == "gold" for p in points)
-    words = "Bars: 95% intervals. Filled: on the Pareto set of its prompts. Ringed: the selected checkpoint on test "
-    words += "prompts; the others are checkpoints on validation prompts."
+    words = "Bars: 95% intervals, cut at the frame. Filled: on the Pareto set of its prompts. Ringed: the selected "
+    words += "checkpoint on test prompts; the others are checkpoints on validation prompts."
     words += " Dotted grey: what gold itself would have picked from best-of-n's pool." if oracle else ""
     words += _bound_words(points)
     rows = [
@@ -56,7 +56,7 @@ def frontier(results: Mapping[str, Any]) -> str:
 def _frontier_panel(points: Sequence[Point], field: str, x_field: str, styles: Mapping[str, Look]) -> str:
     shown = [p for p in points if value_of(p.get(x_field)) is not None]
     names = (KL_NAME if x_field == "seq_kl" else "proxy reward (shared reward model)", WORDS[field])
-    held = [[end for p in shown for end in ends(p[name])] for name in (x_field, field)]
+    held = [reach(p[name] for p in shown) for name in (x_field, field)]
     plot = Plot("", x=held[0], y=held[1], names=names, root=x_field == "seq_kl")
     if field == "win_rate":
         plot.level(0.5)
@@ -104,7 +104,7 @@ def overoptimization(results: Mapping[str, Any]) -> str:
     if not styles:
         return ""
     fields = ("gold_reward", "proxy_reward")
-    heights = [end for p in points for f in fields if value_of(p.get(f)) is not None for end in ends(p[f])]
+    heights = reach(p[f] for p in points for f in fields if value_of(p.get(f)) is not None)
     known = {(one["arm"], one.get("selector", "own")): one for one in reversed(turns(results))}
     oracle = [p for p in points if p.get("selector") == "gold"]
     panels = []
@@ -117,15 +117,16 @@ def overoptimization(results: Mapping[str, Any]) -> str:
         for line in own_lines([p for p in own if p.get("selector", "own") == "own"], label):
             _two_rewards(plot, line, look)
         if any(p["seq_kl"].get("kl_kind") == "bound" for p in own):
-            reach = max(p["seq_kl"]["value"] for p in own) + 1e-9
+            last = max(p["seq_kl"]["value"] for p in own) + 1e-9
             for line in (line for arm in styles for line in own_lines(oracle, arm)):
-                _two_rewards(plot, [p for p in line if p["seq_kl"]["value"] <= reach], look)
+                _two_rewards(plot, [p for p in line if p["seq_kl"]["value"] <= last], look)
         panels.append(f'<div class="arm-{look.arm}">' + plot.svg(f"proxy and gold reward of {label} by KL") + "</div>")
     entries = [("gold", Look(color="ink", marker="circle"), True)]
     entries.append(("proxy (shared reward model)", Look(color="ink", marker="circle", dash="7 3"), False))
     if oracle:
         entries.append(("gold, picked by gold", GREY, True))
-    words = "Bands: 95% intervals. Where gold turns down while the proxy still rises, the proxy is being exploited."
+    words = "Bands: 95% intervals, cut at the frame. Where gold turns down while the proxy still rises, the proxy is "
+    words += "being exploited."
     words += (
         " Grey area: points that may be gold's best."
         if any(value_of(one.get("onset_kl")) is not None for one in known.values())
@@ -156,9 +157,9 @@ def _two_rewards(plot: Plot, line: Sequence[Point], look: Look) -> None:
 
 
 def _mark_turn(plot: Plot, turned: Mapping[str, Any], own: Sequence[Point]) -> None:
-    reach = max((p["seq_kl"]["value"] for p in own), default=0.0)
+    last = max((p["seq_kl"]["value"] for p in own), default=0.0)
     onset, peak = turned.get("onset_kl"), value_of(turned.get("peak_kl"))
-    if peak is not None and plot.x_range[0] <= peak <= min(plot.x_range[1], 1.5 * reach):
+    if peak is not None and plot.x_range[0] <= peak <= min(plot.x_range[1], 1.5 * last):
         plot.upright(peak)
     if onset and value_of(onset) is not None:
         low, high = ends(onset)
@@ -178,7 +179,7 @@ def tilt(results: Mapping[str, Any]) -> str:
     }
     held = [*points, *arms.values()]
     start = value_of(((results.get("arms") or {}).get("sft") or {}).get(field))
-    heights = [end for p in held for end in ends(p[field])] + ([] if start is None else [start])
+    heights = reach(p[field] for p in held) + ([] if start is None else [start])
     plot = Plot("", x=[p["seq_kl"]["value"] for p in held], y=heights, root=True,
                 names=(KL_NAME, WORDS[field]))  # fmt: skip
     entries: list[tuple[str, Look, bool]] = []

@@ -19,6 +19,7 @@ from workbench.report.wording import interval
 PAGE_FILE = "report.html"
 CONFIG_FILE = "config.json"
 SAMPLES_FILE = "samples.jsonl.gz"  # of the measure stage
+MOST_NAMED = 4  # arms in the headline
 FOLD = 20  # rows; longer tables are folded up
 _PLACED = {
     "certificate", "arms", "against", "judges", "by_seed", "duels", "diversity", "annotators", "matched",
@@ -143,6 +144,8 @@ def _decision(results: Mapping[str, Any], told: Mapping[str, str]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
+    if len(names) > MOST_NAMED:
+        return f"{len(names)} candidates"
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
