@@ -14,7 +14,7 @@ from pipelines.costs import answer_cost, arm_cost
 from pipelines.graph import Graph, build_graph
 from pipelines.judges import check_judge_keys, silent_judges, unfinished_judges, without_judges
 from pipelines.label_agreement import LabelWatch
-from pipelines.sources import resolve_origin
+from pipelines.sources import model_sources, resolve_origin
 from pipelines.tracked import Tracking
 from workbench.config import Comparison, check_paths
 from workbench.errors import DivergenceError, IntegrityError, JudgingError
@@ -118,6 +118,7 @@ def run_comparison(
         # ---- 3. Put the results together and certify them.
         results = assemble(graph, outcome, tracking.describe(), unfinished, tuned)
         results = results.model_copy(update={"warnings": [*results.warnings, *labels.found]})
+        results = results.model_copy(update={"models": model_sources(comparison, graph.origin)})
         from workbench.decide import decide
 
         verdict = decide(results, comparison.decision, comparison.evaluation.judges[0])

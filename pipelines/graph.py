@@ -130,11 +130,14 @@ def _reward_model(graph: Graph, shared: dict[str, str], name: str, run: int) -> 
             | {role: shared[role] for role in ("sft", "pairs", "prompts")},
             seed=derive(run, f"reward_model/{name}"), packages=MODEL_PACKAGES,
         )  # fmt: skip
-    config = block.model_dump(mode="json", exclude={"pairs", "path", "revision", "template"}) | training(graph)
-    config |= subset(block.pairs, run)
+    apart = {"pairs", "path", "base", "revision", "template"}
+    config = block.model_dump(mode="json", exclude=apart) | training(graph) | subset(block.pairs, run)
+    inputs: dict[str, str | External] = {role: shared[role] for role in ("sft", "pairs", "prompts")}
+    if block.base is not None:
+        inputs["base"] = graph.origin.rewards[name]
+        config |= {"template": block.template, "max_length": graph.origin.max_length}
     return graph.add(
-        "reward_model", (name, f"seed={run}"), "pipelines.reward_model:run", config,
-        {"sft": shared["sft"], "pairs": shared["pairs"], "prompts": shared["prompts"]},
+        "reward_model", (name, f"seed={run}"), "pipelines.reward_model:run", config, inputs,
         seed=derive(run, f"reward_model/{name}"), packages=trainer_packages(graph, TRAINING_PACKAGES),
     )  # fmt: skip
 

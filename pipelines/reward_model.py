@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from workbench.lora import REWARD, Lora, add_adapter, base_digest, float32_head,
 from workbench.lora_files import save_adapter, save_merged
 from workbench.model_files import check_trained_head, context_of_folder, copy_model
 from workbench.models import Placement, cast_parameters, load_policy, load_reward_model, new_reward_model, trunk_digest
+from workbench.packed import write_packed_pairs
 from workbench.policy_set import Checkpoint, read_policy_set, write_policy_set
-from workbench.reader import POLICY_FOLDER, READER_FILE, check_reading
+from workbench.reader import Reader, check_reading, copy_reader, write_reader
 from workbench.sampling import Decoding, sample
 from workbench.scoring import reward_scores
 from workbench.stage_log import StageLog
-from workbench.staged import StagedPairs
+from workbench.staged import RereadPairs, StagedPairs
 from workbench.tokens import PackedPairs, load_tokenizer, read_packed_prompts, vocabulary_digest
 
 MAX_TIE_RATE = 0.05
@@ -34,8 +35,9 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     Args:
         config: A `reward_models.*` block, with `max_response_tokens`, `stop_ids` and `trust_remote_code`, and `lora`
             where an adapter and the head are trained instead of all weights, `pairs` and `pairs_seed` where it sees a
-            subset of them.
-        inputs: `sft` (policy set), `pairs` (packed), `prompts` (packed).
+            subset of them, `template` and `max_length` with a `base`.
+        inputs: `sft` (policy set), `pairs` (packed), `prompts` (packed); `base` (folder) where it starts from another
+            model than the SFT, which may have a tokenizer of its own.
         out: Receives a policy set of one checkpoint, a whole model, with adapter and head apart in its `adapter/`;
             `facts.center` is the mean raw score on SFT samples.
         log: Seed, resources, metrics, cost.
@@ -48,10 +50,16 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     # ---- 1. Load: trunk of the SFT, head drawn from N(0, 1/sqrt(d + 1)).
     placement = Placement(device=log.resources.device, dtype=log.resources.dtype)
     trust = config["trust_remote_code"]
-    sft = read_policy_set(inputs["sft"])
+    sft, pairs = read_policy_set(inputs["sft"]), PackedPairs(inputs["pairs"])
     tokenizer = load_tokenizer(sft.folder(), trust_remote_code=trust)
-    pad_id = int(tokenizer.pad_token_id)
-    model = new_reward_model(sft.folder(), placement, log.seed, pad_id=pad_id, trust_remote_code=trust)
+    pad_id, last = int(tokenizer.pad_token_id), out / "checkpoints" / "last"
+    trunk = inputs.get("base", sft.folder())
+    own = load_tokenizer(trunk, trust_remote_code=trust) if "base" in inputs else tokenizer
+    reader = None
+    if "base" in inputs and reads_otherwise(own, tokenizer, config):
+        reader = make_reader(log.work / "reader", trunk, own, tokenizer, config)
+    own_pad = int(own.pad_token_id if own.pad_token_id is not None else own.eos_token_id or 0)  # only fills
+    model = new_reward_model(trunk, placement, log.seed, pad_id=own_pad, trust_remote_code=trust)
     lora = Lora.from_config(config.get("lora"))
     if lora is not None:
         cast_parameters(model.base_model, placement.torch_dtype)  # exact: they were read in this precision
@@ -60,19 +68,22 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     start = base_digest(model)
 
     # ---- 2. Train on the pairs that every arm shares, or on the declared subset of them.
-    pairs = PackedPairs(inputs["pairs"])
     train = pairs.split_rows("train")
     if config.get("pairs") is not None:
         train = subset_rows(pairs, config["pairs"], config["pairs_seed"])
     order = [train[i] for i in training_order(len(train), config["epochs"], log.seed)]
     staged = StagedPairs(pairs, placement.device, values=read_targets(pairs.folder, len(pairs)))
-    trained = train_reward(model, tokenizer, staged, order, TrainSpec.from_config(config, log.seed), log)
+    if reader is not None:
+        staged = reread(staged, pairs, reader, log.work / "pairs", placement.device)
+    trained = train_reward(model, own, staged, order, TrainSpec.from_config(config, log.seed), log)
     tokens = staged.tokens(order)
     log.cost(tokens_trained=tokens, flops=operations_per_token(model) * tokens)
-    last = out / "checkpoints" / "last"
-    save_merged(model, tokenizer, last)
+    save_merged(model, own, last)
+    if reader is not None:
+        copy_reader(log.work / "reader", last)
     if lora is not None:  # what is measured from here on is the merged model, which everybody else will load
         save_adapter(model, REWARD, last / "adapter", head=model.score)
+    if lora is not None or reader is not None:
         model = load_reward_model(last, placement, trust_remote_code=trust)
     model.eval()
 
@@ -101,6 +112,8 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
         "pad_id": pad_id,
         "parametrization": parametrization(lora),
     }
+    if "base" in inputs:
+        facts |= {"base": True, "reading": {"template": config["template"], "own_tokenizer": reader is not None}}
     write_policy_set(out, [kept], facts=facts)
 
 
@@ -128,12 +141,9 @@ def adopt(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: Stage
     check_trained_head(folder)
     tokenizer = load_tokenizer(sft.folder(), trust_remote_code=trust)
     own = load_tokenizer(folder, trust_remote_code=trust)
-    another = config["template"] == "chat" or vocabulary_digest(own) != vocabulary_digest(tokenizer)
-    context = context_of_folder(folder)
+    another, context = reads_otherwise(own, tokenizer, config), context_of_folder(folder)
     if another:
-        tokenizer.save_pretrained(folder / POLICY_FOLDER)
-        told = {"policy": POLICY_FOLDER, "stop_ids": config["stop_ids"], "template": config["template"]}
-        (folder / READER_FILE).write_text(json.dumps(told | {"context": context}))
+        write_reader(folder, tokenizer, config["stop_ids"], config["template"], context)
     model = load_reward_model(folder, placement, trust_remote_code=trust)
 
     # ---- 2. Whether it can read these texts, and says something about them.
@@ -142,13 +152,7 @@ def adopt(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: Stage
     prompts, chosen, rejected = ([row[f"{name}_ids"] for row in rows] for name in ("prompt", "chosen", "rejected"))
     written = [*zip(prompts, chosen, strict=True), *zip(prompts, rejected, strict=True)]
     reading = check_reading(model.reader, written) if another else {}
-    longest = math.ceil(reading["growth"] * config["max_length"]) if another else config["max_length"]
-    if context is not None and longest > context:
-        raise DataError(
-            f"the reward model reads {context} tokens, but prompt and response may have {longest} of its tokens; lower "
-            "model.max_length, or take one with a longer context",
-            where=str(inputs["reward_model"]),
-        )
+    check_room(context, reading.get("growth", 1.0), config["max_length"], inputs["reward_model"])
     pad_id = int(tokenizer.pad_token_id)
     better, worse = (np.array(reward_scores(model, prompts, side, pad_id=pad_id)) for side in (chosen, rejected))
     check_not_constant(np.concatenate([better, worse]), float(np.mean(better == worse)))
@@ -172,6 +176,57 @@ def adopt(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: Stage
     }
     kept = Checkpoint(name="last", path="checkpoints/last", step=0, tensors=digest)
     write_policy_set(out, [kept], facts=facts)
+
+
+def reads_otherwise(own: Any, policy: Any, config: dict[str, Any]) -> bool:
+    """Whether a model with this tokenizer must have the policy's texts tokenised anew."""
+    return bool(config["template"] == "chat" or vocabulary_digest(own) != vocabulary_digest(policy))
+
+
+def check_room(context: int | None, growth: float, max_length: int, folder: Path) -> None:
+    """Refuses a model whose positions do not hold a prompt with its response, counted in its own tokens.
+
+    Raises:
+        DataError: `growth` of its tokens for one of the policy's are too many.
+    """
+    longest = math.ceil(growth * max_length)
+    if context is not None and longest > context:
+        raise DataError(
+            f"the reward model reads {context} tokens, but prompt and response may have {longest} of its tokens; lower "
+            "model.max_length, or take one with a longer context",
+            where=str(folder),
+        )
+
+
+def make_reader(folder: Path, base: Path, own: Any, policy: Any, config: dict[str, Any]) -> Reader:
+    """A reader before there is a model beside it: both tokenizers in a scratch folder; the same after a resume."""
+    folder.mkdir(parents=True, exist_ok=True)
+    own.save_pretrained(folder)
+    write_reader(folder, policy, config["stop_ids"], config["template"], context_of_folder(base))
+    return Reader(folder, trust_remote_code=config["trust_remote_code"])
+
+
+def reread(staged: StagedPairs, pairs: PackedPairs, reader: Reader, folder: Path, device: str) -> RereadPairs:
+    """The same pairs in the reader's ids, checked; digests stay those of the ids that every arm shares.
+
+    Raises:
+        DataError: See `check_reading`.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    rows = [pairs.as_lists(index) for index in range(len(pairs))]
+    check_reading(reader, [(row["prompt_ids"], row["chosen_ids"]) for row in rows[:512]])
+    ids = []
+    for row in rows:
+        prompt, chosen, done = reader.texts(row["prompt_ids"], row["chosen_ids"])
+        _, rejected, ended = reader.texts(row["prompt_ids"], row["rejected_ids"])
+        # What is prompt and what response does not matter to a score; a column must not be empty.
+        first, second = reader.ids(prompt, chosen, done), reader.ids(prompt, rejected, ended)
+        shared = next((at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), 1)
+        at = max(1, min(shared, len(first) - 1, len(second) - 1))
+        ids.append((first[:at], first[at:], second[at:]))
+    write_packed_pairs(folder, ids, [pairs.meta(index) for index in range(len(pairs))])
+    return RereadPairs(PackedPairs(folder), device, original=staged)
 
 
 def sft_score(

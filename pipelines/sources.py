@@ -25,7 +25,8 @@ from workbench.data.sources import load_hub, read_rows
 from workbench.device import check_compiler, device_kind
 from workbench.errors import ConfigError
 from workbench.lora_targets import check_targets, folder_layers, small_llama_layers
-from workbench.model_files import context_of_folder
+from workbench.model_files import context_of_folder, hub_commit
+from workbench.results_models import ModelSource
 from workbench.stages import External
 from workbench.store import Store
 
@@ -39,7 +40,7 @@ class Origin:
     Args:
         model: The policy's folder, or None where a world's model is trained from scratch.
         preferences, prompts, ood, gold: Files, where the config names them; `gold` is the module or model folder.
-        rewards: Name of a reward model that exists already -> its folder.
+        rewards: Name of a reward model that exists already, or has a base of its own -> that folder.
         judges: Name of a judge -> its model's folder or the file of its verdicts.
         context: Positions of the model, tokens.
         max_length: Prompt and response together, tokens.
@@ -278,14 +279,37 @@ def judge_sources(comparison: Comparison, store: Store) -> dict[str, External]:
 
 
 def reward_sources(comparison: Comparison, store: Store) -> dict[str, External]:
-    """Reward models that are not trained here."""
+    """Reward models that are not trained here, or start from another model than the SFT."""
     found = {}
     for name, reward in comparison.reward_models.items():
-        if reward.path is not None:
-            source = external(store, model_folder(reward.path, reward.revision))
+        if (text := reward.path or reward.base) is not None:
+            source = external(store, model_folder(text, reward.revision))
             assert source is not None
             found[name] = source
     return found
+
+
+def model_sources(comparison: Comparison, origin: Origin) -> list[ModelSource]:
+    """Which weights came from outside, with the commit of those that came from the hub."""
+    asked: list[tuple[str, str | None, str | None, External | None]] = [
+        ("policy", comparison.model.policy, comparison.model.revision, origin.model)
+    ]
+    for name, reward in comparison.reward_models.items():
+        asked.append((f"reward_models/{name}", reward.path or reward.base, reward.revision, origin.rewards.get(name)))
+    if comparison.gold is not None and comparison.gold.reward_model is not None:
+        asked.append(("gold", comparison.gold.reward_model, None, origin.gold))
+    asked += [
+        (f"judges/{name}", getattr(comparison.judges[name], "folder", None), None, source)
+        for name, source in origin.judges.items()
+    ]
+    return [
+        ModelSource(
+            role=role, source=Path(text).name if os.path.isabs(text) else text, revision=revision,
+            commit=hub_commit(Path(source.path)), digest=source.digest,
+        )
+        for role, text, revision, source in asked
+        if text is not None and source is not None
+    ]  # fmt: skip
 
 
 def check_contexts(
@@ -301,7 +325,10 @@ def check_contexts(
     """
     response = comparison.evaluation.max_response_tokens
     gold = comparison.gold
-    folders = {f"reward_models.{name}.path": Path(source.path) for name, source in rewards.items()}
+    folders = {
+        f"reward_models.{name}.{'path' if comparison.reward_models[name].path else 'base'}": Path(source.path)
+        for name, source in rewards.items()
+    }
     if gold is not None and gold.reward_model is not None:
         folders["gold.reward_model"] = Path(gold.reward_model)
     for name in comparison.evaluation.judges:

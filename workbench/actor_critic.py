@@ -119,7 +119,7 @@ class ActorCritic:
             "consumed_pairs": reward.facts["consumed_pairs"],
             "pairs_filter": reward.facts["pairs_filter"],
         }
-        if reward.facts.get("external"):
+        if reward.facts.get("external") or reward.facts.get("base"):
             self._external(load_reward_model(reward.folder(), self.placement, trust_remote_code=trust))
             return
         if self.lora is not None:

@@ -45,11 +45,17 @@ class RewardModel(Section):
         description="Folder (safetensors) or hub id of an existing reward model: nothing is trained, and it may have a "
         "tokenizer of its own. The certificate declares it.",
     )
-    revision: str | None = Field(default=None, description="Commit, tag or branch of the hub id in `path`.")
+    base: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Folder or hub id of another model than the SFT that training starts from; it may have a tokenizer "
+        "of its own. The certificate declares it.",
+    )
+    revision: str | None = Field(default=None, description="Commit, tag or branch of the hub id in `path` or `base`.")
     template: Literal["text", "chat"] = Field(
         default="text",
-        description="How the model in `path` reads: prompt and response as one text, or as messages in its own chat "
-        "template.",
+        description="How the model in `path` or `base` reads: prompt and response as one text, or as messages in its "
+        "own chat template.",
     )
     pairs: Count | None = Field(
         default=None,
@@ -74,8 +80,8 @@ class RewardModel(Section):
             given = getattr(self, name) != field.default
             if self.path is not None and given and name not in own:
                 found.append(((name,), "has no effect with path, whose model is not trained; remove it"))
-            if self.path is None and given and name in ("revision", "template"):
-                found.append(((name,), "has no effect without path; remove it"))
+            if self.path is None and self.base is None and given and name in ("revision", "template"):
+                found.append(((name,), "has no effect without path or base; remove it"))
         refuse(found)
         return self
 

@@ -160,7 +160,8 @@ class Comparison(Section):
                 found.append(((*place, "pairs"), message))
         for name, model in self.reward_models.items():
             pinned = model.revision is not None and re.fullmatch(r"[0-9a-f]{40}", model.revision)
-            if self.model.trust_remote_code and model.path and not os.path.isabs(model.path) and not pinned:
+            source = model.path or model.base
+            if self.model.trust_remote_code and source and not os.path.isabs(source) and not pinned:
                 message = "expected a full commit (40 hex digits): with model.trust_remote_code the code that runs is"
                 found.append((("reward_models", name, "revision"), f"got {model.revision}, {message} pinned"))
         longest, response, prompt = (

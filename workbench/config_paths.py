@@ -23,6 +23,7 @@ PATH_FIELDS: dict[tuple[str, ...], bool] = {
     ("data", "ood"): False,
     ("gold", "reward_model"): False,
     ("reward_models", "*", "path"): True,
+    ("reward_models", "*", "base"): True,
     ("judges", "*", "folder"): False,
     ("judges", "*", "verdicts"): False,
 }
@@ -114,10 +115,10 @@ def _policy_problems(comparison: Comparison) -> Iterator[_PathProblem]:
     if model.policy is not None and is_local(model.policy):
         yield from _folder_problems("model.policy", Path(model.policy), trusted=model.trust_remote_code)
     for name, reward in comparison.reward_models.items():
-        if reward.path is not None and is_local(reward.path):
-            yield from _folder_problems(
-                f"reward_models.{name}.path", Path(reward.path), trusted=model.trust_remote_code
-            )
+        for field, text in (("path", reward.path), ("base", reward.base)):
+            if text is not None and is_local(text):
+                where = f"reward_models.{name}.{field}"
+                yield from _folder_problems(where, Path(text), trusted=model.trust_remote_code)
 
 
 def _gold_problems(comparison: Comparison) -> Iterator[_PathProblem]:

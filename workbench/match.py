@@ -39,12 +39,14 @@ class RewardLineage:
         pair_rows: Pairs that it was trained on, where the arm trains on pairs with its labels: as a set, whatever
             their labels are.
         external: It was trained elsewhere, on pairs that nobody here knows: declared, and no part of what is matched.
+        base: It was trained here, on these pairs, but from another model than the SFT: its lineage alone is declared.
     """
 
     name: str
     sft_tensors: str | None
     pair_rows: str | None = None
     external: bool = False
+    base: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +225,7 @@ def certificate(
         ("evaluated_policy", _evaluated_policy(_of(sides, *TRAINED))),
         (
             "reward_lineage",
-            _but_external(
+            _but_other_bases(
                 [s for s in sides if s.kind in (*ONLINE, "best_of_n") or (s.labels and not _labeled_elsewhere(s))],
                 lambda own: _lineage(own, start, _reward_start),
             ),
@@ -397,6 +399,16 @@ def _but_external(sides: Sequence[Side], check: Callable[[Sequence[Side]], tuple
         for name, names in rewards.items()
     )
     return ok, told
+
+
+def _but_other_bases(sides: Sequence[Side], check: Callable[[Sequence[Side]], tuple[Ok, str]]) -> tuple[Ok, str]:
+    """`_but_external`, with the sides apart whose reward model started from another model than the SFT."""
+    apart = [side for side in sides if side.reward is not None and side.reward.base]
+    own = [side for side in sides if side not in apart]
+    ok, told = _but_external(own, check) if own or not apart else ("not_applicable", "every reward has another base")
+    rewards = {f"{side.reward.name} {_short(side.reward.sft_tensors or '')}": side for side in apart if side.reward}
+    names = ", ".join(side.name for side in apart)
+    return ok, told + (f"; DECLARED to differ: {names} on {', '.join(rewards)}, not the SFT's trunk" if apart else "")
 
 
 def _same_labels(sides: Sequence[Side]) -> tuple[Ok, str]:

@@ -10,6 +10,7 @@ messages and the response through the reward model's own chat template.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -80,6 +81,19 @@ class Reader:
         ):
             rows.append(self.ids(*self.texts(ids[:prompt], ids[prompt : prompt + response])))
         return make_batch([row[:1] for row in rows], [row[1:] for row in rows], 0, batch.device)
+
+
+def write_reader(folder: Path, policy: Any, stops: Sequence[int], template: str, context: int | None) -> None:
+    """Puts reader.json and the policy's tokenizer beside a reward model."""
+    policy.save_pretrained(folder / POLICY_FOLDER)
+    told = {"policy": POLICY_FOLDER, "stop_ids": list(stops), "template": template, "context": context}
+    (folder / READER_FILE).write_text(json.dumps(told, sort_keys=True), encoding="utf-8")
+
+
+def copy_reader(source: Path, target: Path) -> None:
+    """The same from where it was made first."""
+    shutil.copytree(source / POLICY_FOLDER, target / POLICY_FOLDER, dirs_exist_ok=True)
+    shutil.copyfile(source / READER_FILE, target / READER_FILE)
 
 
 def check_reading(reader: Reader, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, Any]:

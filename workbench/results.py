@@ -24,6 +24,7 @@ from workbench.results_curves import FrontierArea, FrontierPoint, MatchedKL, Ove
 from workbench.results_decision import Decision
 from workbench.results_diversity import Diversity
 from workbench.results_learning import LearningCurve, LearningGap
+from workbench.results_models import ModelSource
 from workbench.results_tilt import TiltDifference, TiltPoint
 from workbench.results_tuning import TuningLedger
 from workbench.types import Cost
@@ -263,6 +264,7 @@ class Results(Model):
     seeds: Seeds
     mlflow: Mlflow | None
     report: str | None = Field(description="Path of the report; null when none was written")
+    models: list[ModelSource] = Field(default_factory=list, description="Models that came from outside")
     match: Match
     reward_models: dict[str, RewardModelQuality]
     arms: dict[str, Arm]

@@ -109,9 +109,7 @@ def _lineage(
         return {
             "sft_tensors": generations["policy_tensors"],
             "reference_tensors": generations["reference_tensors"],
-            "reward": RewardLineage(
-                name=arm["reward"], sft_tensors=selector["sft_tensors"], external=bool(selector.get("external"))
-            ),
+            "reward": _reward(arm["reward"], selector["sft_tensors"], selector),
             "parametrization": _parametrization(selector),
             "pair_rows": _pairs_behind(artifacts, arm["reward"], run, selector["consumed_pairs"], subsets),
             "filter": selector["pairs_filter"],
@@ -137,7 +135,7 @@ def _lineage(
         external = bool(judge.get("external"))
         if not external and _parametrization(judge) != found["parametrization"]:
             found["parametrization"] += f", its reward model {_parametrization(judge)}"
-        found["reward"] = RewardLineage(name=arm["reward"], sft_tensors=facts["reward_trunk_start"], external=external)
+        found["reward"] = _reward(arm["reward"], facts["reward_trunk_start"], judge)
     if kind == "ppo":
         # The critic must start from the reward model: equal tensors share its lineage, others stand for themselves.
         same = facts["critic_tensors"] == facts["reward_tensors"]
@@ -145,12 +143,20 @@ def _lineage(
     if kind == "dpo" and (source := arm.get("labels", GIVEN)) != GIVEN:
         judge = _reward_facts(artifacts, source, run)
         behind = _pairs_behind(artifacts, source, run, judge["consumed_pairs"], subsets)
-        found["reward"] = RewardLineage(
-            name=source, sft_tensors=judge["sft_tensors"], pair_rows=behind, external=bool(judge.get("external"))
-        )
+        found["reward"] = _reward(source, judge["sft_tensors"], judge, behind)
         told = artifacts.json(label, run, "relabeled", "facts.json")
         found["labels"] = f"{source} by {told['rule']}, {told['turned']} of {told['pairs']} turned"
     return found
+
+
+def _reward(
+    name: str, sft_tensors: str | None, facts: Mapping[str, Any], pair_rows: str | None = None
+) -> RewardLineage:
+    """A reward's lineage; its facts say whether it is apart from those that start from the SFT on these pairs."""
+    return RewardLineage(
+        name=name, sft_tensors=sft_tensors, pair_rows=pair_rows, external=bool(facts.get("external")),
+        base=bool(facts.get("base")),
+    )  # fmt: skip
 
 
 def _reward_facts(artifacts: Artifacts, name: str, run: int) -> Mapping[str, Any]:

@@ -196,6 +196,31 @@ class StagedPairs:
         return tensor
 
 
+class RereadPairs(StagedPairs):
+    """Pairs in the ids of another tokenizer; what was consumed is told in the ids that every arm shares.
+
+    Args:
+        pairs: The same rows, tokenised anew.
+        device: Where batches are wanted.
+        original: The pairs that they are; their labels are taken too.
+    """
+
+    def __init__(self, pairs: PackedPairs, device: str | torch.device, *, original: StagedPairs) -> None:
+        super().__init__(pairs, device)
+        if len(pairs) != len(original):
+            raise ValueError(f"{len(pairs)} pairs were read anew, expected {len(original)}")
+        self._original = original
+
+    def ids_digest(self, rows: Iterable[int]) -> str:
+        return self._original.ids_digest(rows)
+
+    def labels_digest(self, rows: Iterable[int]) -> str:
+        return self._original.labels_digest(rows)
+
+    def labels(self, rows: Rows) -> dict[str, Tensor]:
+        return self._original.labels(rows)
+
+
 class Batches:
     """A collator of row numbers that also notes the rows it gathered, whatever the trainer was given.
 

@@ -13,8 +13,8 @@ import torch
 
 from pipelines import reward_model
 from pipelines.graph import build_graph
-from pipelines.sources import resolve_origin
-from tests.ml_helpers import CPU, PAD, STOPS, Log, World, build_world, ppo_config, tiny_model
+from pipelines.sources import model_sources, resolve_origin
+from tests.ml_helpers import CPU, PAD, STOPS, Log, World, build_world, ppo_config, reward_config, tiny_model
 from tests.workbench.test_match import made, matched
 from workbench.actor_critic import ActorCritic
 from workbench.batching import make_batch
@@ -22,6 +22,7 @@ from workbench.config import load_config
 from workbench.conversation import Conversations
 from workbench.errors import ConfigError, DataError, DivergenceError, IntegrityError
 from workbench.gold import reward_model_scorer
+from workbench.label_targets import expected_digest
 from workbench.match import RewardLineage
 from workbench.model_files import check_trained_head, context_of_folder, hub_commit, tensor_shapes
 from workbench.models import load_reward_model, new_reward_model, save_model, trunk_digest
@@ -29,6 +30,7 @@ from workbench.packed import PackedPairs
 from workbench.policy_set import PolicySet, read_policy_set
 from workbench.reader import Reader, check_reading
 from workbench.scoring import reward_scores
+from workbench.staged import StagedPairs
 from workbench.store import Store
 from workbench.tokens import load_tokenizer
 
@@ -56,9 +58,10 @@ def byte_tokenizer(chat_template: str | None = None) -> Any:
 def foreign(folder: Path, *, context: int = 512, scale: float = 1.0, chat_template: str | None = None) -> Path:
     """A reward model that reads bytes, of another size than the policy."""
     tokenizer = byte_tokenizer(chat_template)
-    save_model(tiny_model(tokenizer, 3, hidden_size=8, num_layers=2), tokenizer, folder / "base")
+    base = tiny_model(tokenizer, 3, hidden_size=8, num_layers=2)
+    base.config.max_position_embeddings = context
+    save_model(base, tokenizer, folder / "base")
     model = new_reward_model(folder / "base", CPU, 4, pad_id=0)
-    model.config.max_position_embeddings = context
     with torch.no_grad():
         model.score.weight.mul_(scale)
     save_model(model, tokenizer, folder / "reward")
@@ -216,8 +219,8 @@ def test_the_certificate_declares_it(world: World) -> None:
     ("override", "message"),
     [
         ("reward_models.main={path: some/model, epochs: 2}", "epochs: has no effect with path"),
-        ("reward_models.main={revision: abc}", "revision: has no effect without path"),
-        ("reward_models.main={template: chat}", "template: has no effect without path"),
+        ("reward_models.main={revision: abc}", "revision: has no effect without path or base"),
+        ("reward_models.main={template: chat}", "template: has no effect without path or base"),
     ],
 )
 def test_settings_that_cannot_matter_are_refused(override: str, message: str) -> None:
@@ -234,6 +237,13 @@ def test_the_graph_adopts_and_trains_nothing(world: World, tmp_path: Path) -> No
     assert stage.function == "pipelines.reward_model:adopt"
     assert stage.inputs["reward_model"].path == str(path)  # type: ignore[union-attr]
     assert str(path) not in json.dumps(dict(stage.config))
+    origin = resolve_origin(comparison, Store.open(tmp_path / "home"))
+    (told,) = model_sources(comparison, origin)
+    assert (told.role, told.source, told.commit) == ("reward_models/main", "last", None)
+    assert told.digest == origin.rewards["main"].digest
+    hub = replace(origin.rewards["main"], path=f"/cache/snapshots/{'b' * 40}")
+    (told,) = model_sources(comparison, replace(origin, rewards={"main": hub}))
+    assert told.commit == "b" * 40
 
 
 def test_facts_of_a_folder_are_read_without_its_weights(world: World, tmp_path: Path) -> None:
@@ -248,3 +258,81 @@ def test_facts_of_a_folder_are_read_without_its_weights(world: World, tmp_path: 
         tensor_shapes(tmp_path)
     assert trunk_digest(load_reward_model(folder, CPU))
     assert load_tokenizer(folder).pad_token_id == PAD
+
+
+# ------------------------------------------------------------------------------- trained from another model's trunk
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4.0, "target_modules": ["all-linear"]}])
+def test_a_reward_model_can_start_from_another_model_with_another_tokenizer(
+    world: World, tmp_path: Path, lora: dict[str, Any] | None
+) -> None:
+    base, out = foreign(tmp_path).parent / "base", world.out("reward_model")
+    inputs = {part: getattr(world, part) for part in ("sft", "pairs", "prompts")} | {"base": base}
+    config = reward_config(epochs=1) | {"template": "text", "max_length": 16, "lora": lora}
+    reward_model.run(config, inputs, out, Log(tmp_path / "work"))
+    made = read_policy_set(out)
+    pairs = PackedPairs(world.pairs)
+    train = pairs.split_rows("train")
+    assert made.facts["base"] is True
+    assert made.facts["sft_tensors"] == trunk_digest(new_reward_model(base, CPU, 0, pad_id=0))
+    # What it consumed is told in the ids that every arm shares.
+    assert made.facts["consumed_pairs"] == pairs.ids_digest(train)
+    assert made.facts["consumed_labels"] == expected_digest(world.pairs, train)
+    model = load_reward_model(made.folder(), CPU)
+    rows = [pairs.as_lists(row) for row in range(6)]
+    prompts, responses = ([row[name] for row in rows] for name in ("prompt_ids", "chosen_ids"))
+    texts = [model.reader.texts(p, r) for p, r in zip(prompts, responses, strict=True)]
+    scores = reward_model_scorer(made.folder())(*(list(column) for column in zip(*texts, strict=True)))
+    assert reward_scores(model, prompts, responses, pad_id=PAD) == pytest.approx(scores, abs=1e-5)
+    critic = ActorCritic(ppo_config() | {"lora": lora}, {"sft": world.sft, "reward_model": out}, CPU, seed=0)
+    assert critic.values(make_batch(prompts, responses, PAD)).abs().max() == 0.0
+
+
+def test_pairs_read_anew_are_the_texts_of_the_pairs(world: World, other: PolicySet, tmp_path: Path) -> None:
+    reader, pairs = Reader(other.folder()), PackedPairs(world.pairs)
+    found = reward_model.reread(StagedPairs(pairs), pairs, reader, tmp_path / "pairs", "cpu")
+    packed = PackedPairs(tmp_path / "pairs")
+    for row in range(len(pairs)):
+        given, made_of = pairs.as_lists(row), packed.as_lists(row)
+        for side in ("chosen", "rejected"):
+            told = reader.ids(*reader.texts(given["prompt_ids"], given[f"{side}_ids"]))
+            assert made_of["prompt_ids"] + made_of[f"{side}_ids"] == told
+            assert made_of[f"{side}_ids"]
+    assert found.ids_digest([0, 1]) == pairs.ids_digest([0, 1])
+
+
+def test_the_certificate_declares_another_trunk_and_still_compares_the_pairs() -> None:
+    sides = matched()
+    lineage = RewardLineage(name="main", sft_tensors="7" * 64, base=True)
+    for label in ("ppo", "best_of_n"):
+        sides[label] = replace(sides[label], reward=lineage)
+    told = {check.name: check for check in made(sides).checks}
+    assert made(sides).ok
+    assert (
+        "DECLARED to differ: ppo, best_of_n on main 777777777777, not the SFT's trunk" in told["reward_lineage"].detail
+    )
+    sides["ppo"] = replace(sides["ppo"], pair_rows="3" * 64)
+    assert [check.name for check in made(sides).checks if check.ok is False] == ["same_pairs"]
+
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "models" / "stories260k"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the stories260k model is not beside this checkout")
+def test_stories_of_a_real_model_are_read_by_bytes(tmp_path: Path) -> None:
+    from workbench.estimate import size_of
+    from workbench.models import load_policy, parameter_count
+    from workbench.reader import write_reader
+    from workbench.tokens import encode_prompt, encode_response
+
+    policy = load_tokenizer(SHARED)
+    byte_tokenizer().save_pretrained(tmp_path)
+    write_reader(tmp_path, policy, [2], "text", None)
+    reader = Reader(tmp_path)
+    prompt, response = "Once upon a time, there was a cat", ' named Tom. He said "hello".'
+    ids = encode_prompt(policy, prompt), encode_response(policy, prompt, response, stop_ids=[2])
+    assert reader.texts(*ids) == (prompt, response, True)
+    assert reader.own.decode(reader.ids(*reader.texts(*ids))) == f"{prompt}{response}<eos>"
+    assert check_reading(reader, [ids])["changed"] == 0
+    assert size_of(SHARED).parameters == parameter_count(load_policy(SHARED, CPU))
