@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import operator
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,7 @@ def test_all_makes_every_pair_of_different_ratings() -> None:
 
 def test_best_vs_random_draws_among_those_that_differ_enough() -> None:
     scores = [5.0, 8.0, 8.0, 7.5, 2.0]
-    drawn = {choose(scores, "best_vs_random", 1, lambda count, at=at: at % count).pairs[0] for at in range(4)}
+    drawn = {choose(scores, "best_vs_random", 1, partial(operator.mod, at)).pairs[0] for at in range(4)}
     assert drawn == {(1, 0), (1, 4)}
     assert choose([4.0, 4.0], "best_vs_random", 0, _first).ties == 1
     assert choose([4.0, 4.5], "best_vs_random", 1, _first).small == 1
@@ -115,7 +117,7 @@ def test_four_rated_completions_make_a_pair(tmp_path: Path, rating: Any, pair: t
 
 
 def test_margins_are_scaled_differences_in_score(tmp_path: Path) -> None:
-    options = {"rating": "overall_score", "margins": "score_difference", "margin_scale": 0.5}
+    options: dict[str, Any] = {"rating": "overall_score", "margins": "score_difference", "margin_scale": 0.5}
     pairs, report = _load(tmp_path, [FOUR], pairing="all", min_gap=4, **options)
     assert {(pair.chosen, pair.rejected): pair.target_margin for pair in pairs} == {
         ("b", "c"): 3.5, ("a", "c"): 2.0, ("d", "c"): 2.0,
@@ -133,7 +135,7 @@ def test_a_random_draw_hangs_on_prompt_and_seed_alone(tmp_path: Path) -> None:
         _ultrafeedback(f"Why {i}?", *(_completion(f"{name}{i}", 9 - at, 1) for at, name in enumerate("abcd")))
         for i in range(40)
     ]
-    options = {"pairing": "best_vs_random", "rating": "overall_score"}
+    options: dict[str, Any] = {"pairing": "best_vs_random", "rating": "overall_score"}
     found = set(_texts(_load(tmp_path, rows, seed=1, **options)[0]))
     shuffled = random.Random(0).sample(rows, len(rows))
     assert set(_texts(_load(tmp_path, [*shuffled, FOUR], seed=1, **options)[0])) >= found
@@ -483,7 +485,12 @@ def test_the_config_refuses_what_no_source_could_mean(block: dict[str, Any], wor
 
 
 def test_the_layout_of_a_config_is_what_stages_read() -> None:
-    given = {"columns": {"prompt": "instruction"}, "pairing": "all", "rating": {"a": 1.0}, "split": "train_prefs"}
+    given: dict[str, Any] = {
+        "columns": {"prompt": "instruction"},
+        "pairing": "all",
+        "rating": {"a": 1.0},
+        "split": "train_prefs",
+    }
     data = Data.model_validate({"preferences": "x.jsonl", **given})
     assert Layout.from_config(json.loads(json.dumps(data.layout()))) == Layout(**given)
     assert Layout.from_config(Data.model_validate({"preferences": "x.jsonl"}).layout()) == Layout()

@@ -174,7 +174,9 @@ def test_held_back_findings_come_out_as_if_they_had_been_added() -> None:
 def test_packed_pairs_written_one_by_one_are_numpy_files(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = [tuple(rng.integers(0, 50_000, rng.integers(0, 9)).tolist() for _ in range(3)) for _ in range(200)]
-    meta = [{"pair_id": str(at), "split": "test" if at % 3 else "train", "target_margin": None} for at in range(200)]
+    meta: list[dict[str, Any]] = [
+        {"pair_id": str(at), "split": "test" if at % 3 else "train", "target_margin": None} for at in range(200)
+    ]
     meta[7]["target_margin"] = 0.5
     write_packed_pairs(tmp_path, rows, meta)
     for at, name in enumerate(("prompt", "chosen", "rejected")):
