@@ -206,7 +206,7 @@ class Plot:
         drawn += f'<text class="mid" x="{(left + right) / 2:.0f}" y="{self.height - 6}">{safe(self.names[0])}</text>'
         if self.names[1]:
             middle = (self.top + base) / 2
-            turned = f'transform="translate(10 {middle:.0f}) rotate(-90)"'
+            turned = f'transform="translate(14 {middle:.0f}) rotate(-90)"'
             drawn += f'<text class="mid" {turned}>{safe(self.names[1])}</text>'
         return drawn
 
