@@ -36,17 +36,22 @@ BAND_ROWS: Final = 5
 THRESHOLD: Final = 0.8
 _WORDS, _CHARACTERS = 3, 5
 _CHUNK = 8192
+_FACTOR = np.uint32(0x9E3779B1)
+_OF_PROMPT = np.uint32(0x5BD1E995)  # a run of a prompt is another one than the same run of a response
 
 Index = npt.NDArray[np.int64]
 Sketches = npt.NDArray[np.uint32]
 
 
-def shingles(text: str) -> set[bytes]:
-    """Runs of three words of a normalized text; of five characters where it has fewer words."""
+def shingles(text: str) -> Sketches:
+    """Hashes of the runs of three words of a normalized text; of five characters where it has fewer words."""
     words = text.split(" ")
     if len(words) < _WORDS:
-        return {text[at : at + _CHARACTERS].encode() for at in range(max(1, len(text) - _CHARACTERS + 1))}
-    return {" ".join(words[at : at + _WORDS]).encode() for at in range(len(words) - _WORDS + 1)}
+        runs = [text[at : at + _CHARACTERS] for at in range(max(1, len(text) - _CHARACTERS + 1))]
+        return np.fromiter((zlib.crc32(run.encode()) for run in runs), dtype=np.uint32, count=len(runs))
+    hashed = np.fromiter((zlib.crc32(word.encode()) for word in words), dtype=np.uint32, count=len(words))
+    mixed: Sketches = (hashed[:-2] * _FACTOR + hashed[1:-1]) * _FACTOR + hashed[2:]  # modulo 2**32
+    return mixed
 
 
 class Sketchbook:
@@ -55,16 +60,16 @@ class Sketchbook:
     def __init__(self) -> None:
         from datasketch import MinHash
 
-        self._hash: Any = MinHash(num_perm=MINIMA, seed=1, hashfunc=zlib.crc32)
+        self._hash: Any = MinHash(num_perm=MINIMA, seed=1, hashfunc=int)
         self._chunks: list[Sketches] = []
         self.size = 0
 
-    def add(self, pieces: set[bytes]) -> None:
-        """Sketches one set of shingles."""
+    def add(self, pieces: Sketches) -> None:
+        """Sketches one set of shingles; repeats do not matter."""
         if self.size % _CHUNK == 0:
             self._chunks.append(np.empty((_CHUNK, MINIMA), dtype=np.uint32))
         self._hash.clear()
-        self._hash.update_batch(pieces)
+        self._hash.update_batch(pieces.tolist())
         self._chunks[-1][self.size % _CHUNK] = self._hash.hashvalues
         self.size += 1
 
@@ -129,17 +134,18 @@ class NearCheck:
 
     def see(self, row: int, texts: Texts) -> None:
         prompt = normalize(texts.prompt)
+        asked = shingles(prompt)
         if texts.chosen is not None and texts.rejected is not None:
             # Either order: an exact repeat or the opposite label has a finding of its own.
             both = sorted((texts.chosen, texts.rejected))
             self._exact.append(key_of("\0".join([texts.prompt, *both])))
             self._rows.append(row)
-            pieces = shingles(normalize(texts.chosen)) | shingles(normalize(texts.rejected))
-            self._pairs.add({b"p" + piece for piece in shingles(prompt)} | pieces)
+            answers = [shingles(normalize(text)) for text in both]
+            self._pairs.add(np.concatenate([asked ^ _OF_PROMPT, *answers]))
         split = SPLITS.index(self.split_of(texts))
         if (key := key_of(f"{split} {prompt}")) not in self._seen:
             self._seen.add(key)
-            self._prompts.add(shingles(prompt))
+            self._prompts.add(asked)
             self._prompt_rows.append(row)
             self._splits.append(split)
             self._keys.append(key_of(prompt))
