@@ -38,7 +38,7 @@ from workbench.store import Store
 from workbench.tuning import DATABASE, Study, open_storage
 from workbench.tuning_choice import order_by, orders
 from workbench.tuning_measure import Trial
-from workbench.tuning_spaces import default_params, labels_of, space_of, upstream_digest
+from workbench.tuning_spaces import default_params, labels_of, space_of, tuning_of, upstream_digest
 
 TICK_S = 0.5
 MOST_DEATHS = 2
@@ -100,7 +100,7 @@ def tune(
     Args:
         comparison: From `with_tuning`.
         asked: Arms, as given to --arm.
-        workers: Trials at a time; None: resources.workers.
+        workers: Trials at a time; None: resources.workers, on a GPU one.
         storage: Optuna storage URL; None: the config's, else the home's database.
         wait_s: How long to wait for another driver of the same tuning.
         say: Takes lines for people.
@@ -128,11 +128,13 @@ def tune(
         arms = {}
         for label in labels:
             space, default = space_of(comparison, label), default_params(comparison, label)
-            study = Study(database, f"{name}/{label}", tuning, space, default, {"arm": label, "tuning": name})
+            about = {"arm": label, "tuning": name}
+            study = Study(database, f"{name}/{label}", tuning_of(comparison, label), space, default, about)
             arms[label] = ArmSweep(comparison, label, study, folder / "trials", say)
         # ---- 3. Search, repeat.
         setup = {"config": comparison.model_dump(mode="json", exclude_unset=True), "home": str(home), "wait_s": 1e9}
-        pool = Pool(size=workers or comparison.resources.workers, setup=setup, logs=folder / "logs")
+        at_once = 1 if origin.device == "cuda" else comparison.resources.workers  # one trial has the GPU
+        pool = Pool(size=workers or at_once, setup=setup, logs=folder / "logs")
         drive = Drive(arms, pool, store, tuning.seed)
         try:
             drive.search()

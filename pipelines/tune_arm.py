@@ -25,7 +25,7 @@ from workbench.tuning_measure import (
     violation,
     write_trial,
 )
-from workbench.tuning_spaces import kind_of
+from workbench.tuning_spaces import kind_of, tuning_of
 from workbench.types import Cost
 
 Say = Callable[[str], None]
@@ -42,12 +42,11 @@ class ArmSweep:
     """
 
     def __init__(self, comparison: Comparison, label: str, study: Study, folder: Path, say: Say) -> None:
-        assert comparison.tuning is not None
-        self.label, self.study, self.tuning, self.say = label, study, comparison.tuning, say
+        self.label, self.study, self.tuning, self.say = label, study, tuning_of(comparison, label), say
         self.kind, self.folder = kind_of(comparison, label), folder / label
         self.live: dict[int, Asked] = {}
         self.stopped: dict[int, str] = {}  # why a live trial was told to stop
-        self.metric = metric_of(label, comparison.tuning)
+        self.metric = metric_of(label, self.tuning)
         self.queue = study.stale()
         self.records: dict[int, Trial] = {}
         self.params: dict[int, dict[str, Any]] = {}

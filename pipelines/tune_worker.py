@@ -84,8 +84,10 @@ class Worker:
         from workbench.config import Comparison
         from workbench.store import Store
         from workbench.tuning_measure import Trial
+        from workbench.worker import thread_environment
 
         comparison = Comparison.model_validate(first["config"])
+        os.environ.update(thread_environment(comparison.resources.threads))  # checkpoints are scored in this process
         store = Store(Path(first["home"]))
         runner = TrialRunner(comparison, resolve_origin(comparison, store), store, wait_s=float(first["wait_s"]))
         while (job := self.jobs.get()) is not None and not self.stopping:

@@ -19,7 +19,9 @@ from workbench.cli_common import common, config_options, emit, home_option
 @click.option("--trials", type=click.IntRange(min=1), help="Settings tried for each arm, the config's own among them.")
 @click.option("--budget-s", type=click.FloatRange(min=0, min_open=True), help="Or: compute of each arm, in seconds.")
 @click.option("--budget-tokens", type=click.IntRange(min=1), help="Or: tokens trained on and generated for each arm.")
-@click.option("--workers", type=click.IntRange(min=1), help="Trials at a time.  [default: resources.workers]")
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Trials at a time.  [default: resources.workers; 1 on a GPU]"
+)
 @click.option("--storage", metavar="URL", help="Optuna's database.  [default: optuna.db in the home]")
 @home_option
 @click.option("--wait", is_flag=True, help="Wait for another driver of the same tuning, instead of exiting with 75.")

@@ -49,7 +49,6 @@ class TrialRow(Model):
     reason: str | None = Field(default=None, description="Why it was pruned or failed")
     intermediate: dict[str, float] = Field(default_factory=dict, description="Scores of its checkpoints, by step")
     spent: Spent = Field(description="Its own stages that no earlier trial of this arm had made")
-    wall_s: float | None = Field(default=None, description="From start to end, resumes apart")
 
 
 class Repeated(Model):

@@ -144,7 +144,8 @@ class Study:
 
     def count(self) -> int:
         """Trials that have ended or run; those that wait in the queue are not counted."""
-        return len(self._study.get_trials(deepcopy=False)) - self._waiting()
+        with storage_errors(self.name):
+            return len(self._study.get_trials(deepcopy=False)) - self._waiting()
 
     def ask(self) -> Asked:
         """The next trial."""

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from workbench.config import ARM_KINDS, BestOfN, Comparison, RewardModel
 from workbench.config_base import Section
-from workbench.config_tuning import REWARD_MODEL, Param, value_at
+from workbench.config_tuning import REWARD_MODEL, Param, Tuning, value_at
 from workbench.errors import ConfigError
 
 RATE_FACTOR = 4.0
@@ -63,6 +63,15 @@ def block_of(comparison: Comparison, label: str) -> Section:
 def kind_of(comparison: Comparison, label: str) -> str:
     """Kind of an arm; the reward model's is `reward_model`."""
     return REWARD_MODEL if label == REWARD_MODEL else comparison.arms[label].kind
+
+
+def tuning_of(comparison: Comparison, label: str) -> Tuning:
+    """The tuning section as it holds for a label: a reward model has no KL to keep within or to trade against."""
+    tuning = comparison.tuning or Tuning()
+    if label != REWARD_MODEL:
+        return tuning
+    objective = tuning.objective.model_copy(update={"against_kl": False, "max_kl": None})
+    return tuning.model_copy(update={"objective": objective})
 
 
 def space_of(comparison: Comparison, label: str) -> dict[str, Param]:

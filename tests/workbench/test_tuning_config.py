@@ -15,6 +15,7 @@ from workbench.tuning_spaces import (
     labels_of,
     largest_n,
     space_of,
+    tuning_of,
     upstream_digest,
     with_params,
 )
@@ -138,3 +139,10 @@ tuning:
     assert not Param(int=[1, 3], when={"a": True}).active({})
     changed = with_params(comparison, "ppo", {"critic": "head", "value_coef": 0.5}).arms["ppo"].model_dump()
     assert (changed["critic"], changed["value_coef"]) == ("head", 0.5)
+
+
+def test_a_reward_model_has_no_kl(load) -> None:  # type: ignore[no-untyped-def]
+    comparison = load("tuning: {objective: {against_kl: true, max_kl: 3.0}}\n")
+    assert tuning_of(comparison, "dpo") == comparison.tuning
+    objective = tuning_of(comparison, "reward_model").objective
+    assert (objective.against_kl, objective.max_kl) == (False, None)
