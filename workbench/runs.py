@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from workbench.errors import DataError
 
 RESULTS_FILE = "results.json"
+CONFIG_FILE = "config.json"
 
 
 def find_run(home: Path, name: str | None) -> Path:
@@ -36,3 +39,19 @@ def find_run(home: Path, name: str | None) -> Path:
         f"no comparison {name!r}; expected one of this home's ({listed}), a folder with results.json, or such a file",
         where=str(home),
     )
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """The config that a comparison ran with, secrets redacted; None where an older one left none.
+
+    Raises:
+        DataError: It is broken.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"is no JSON: {error}; run compare again to write it anew", where=str(path)) from error
+    return found if isinstance(found, dict) else None

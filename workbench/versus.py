@@ -84,7 +84,7 @@ def _notes(a: Run, b: Run) -> Iterator[str]:
     seeds = min(len(run.results["seeds"]["runs"]) for run in (a, b))
     if seeds < 2:
         yield "With one run seed a difference is between checkpoints: training it again would move it too."
-    for name in a.results["judges"].keys() & b.results["judges"].keys():
+    for name in sorted(a.results["judges"].keys() & b.results["judges"].keys()):
         models = [run.results["judges"][name]["models"] for run in (a, b)]
         if models[0] != models[1]:
             yield f"Judge {name} answered as {', '.join(models[0]) or '?'} in A, as {', '.join(models[1]) or '?'} in B."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,10 +11,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from workbench.config_base import BASELINE
-from workbench.errors import DataError
 from workbench.report.samples import read_samples
 from workbench.results import load_results
 from workbench.results_base import Count, E, Model
+from workbench.runs import read_config
 
 PAIRED = "paired by prompt"
 INDEPENDENT = "independent runs"
@@ -81,14 +80,7 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any] | None:
-        path = self.folder / "config.json"
-        if not path.is_file():
-            return None
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"is no JSON: {error}; run compare again to write it anew", where=str(path)) from error
-        return found if isinstance(found, dict) else None
+        return read_config(self.folder)
 
     @cached_property
     def samples(self) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from tests.workbench.report_page_example import HOSTILE, samples, write
 from tests.workbench.results_example import estimate, results
 from workbench.cli import main
+from workbench.errors import DataError
 from workbench.report import limits, summary
 from workbench.report.charts import Plot, looks, reach, ticks
 from workbench.report.page import report_page, write_report_page
@@ -337,11 +338,13 @@ def test_no_results_yet_is_told(tmp_path: Path) -> None:
     assert "run `workbench compare CONFIG` first" in done.stderr
 
 
-def test_broken_samples_are_named(tmp_path: Path) -> None:
-    (tmp_path / "samples.jsonl.gz").write_bytes(b"no gzip")
-    with pytest.raises(Exception, match="run compare again") as found:
-        write_report_page(results(), tmp_path)
-    assert getattr(found.value, "exit_code", None) == 2
+def test_broken_files_are_named(tmp_path: Path) -> None:
+    for name in ("samples.jsonl.gz", "config.json"):
+        (tmp_path / name).write_bytes(b"neither gzip nor JSON")
+        with pytest.raises(DataError, match="run compare again") as found:
+            write_report_page(results(), tmp_path)
+        assert found.value.where == str(tmp_path / name)
+        (tmp_path / name).unlink()
 
 
 # ------------------------------------------------------------------------------------------ colors

@@ -15,9 +15,9 @@ from workbench.report.prose import prose
 from workbench.report.samples import browser, first_seed
 from workbench.report.shell import asset, page, safe, section, write_page
 from workbench.report.wording import interval
+from workbench.runs import read_config
 
 PAGE_FILE = "report.html"
-CONFIG_FILE = "config.json"
 SAMPLES_FILE = "samples.jsonl.gz"  # of the measure stage
 MOST_NAMED = 4  # arms in the headline
 FOLD = 20  # rows; longer tables are folded up
@@ -42,10 +42,9 @@ def write_report_page(results: Mapping[str, Any], folder: Path, path: Path | Non
         folder: Where the samples and the config lie, if they do.
         path: Where the page goes; default: into the folder.
     """
-    found, settings = folder / SAMPLES_FILE, folder / CONFIG_FILE
+    found = folder / SAMPLES_FILE
     rows = first_seed(found) if found.is_file() else []
-    config = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else None
-    return write_page(report_page(results, rows, config), path or folder / PAGE_FILE)
+    return write_page(report_page(results, rows, read_config(folder)), path or folder / PAGE_FILE)
 
 
 def report_page(

@@ -120,12 +120,7 @@ def _numbers(header: Sequence[str], rows: list[list[str]]) -> RichTable:
     shown = _table("B less A, 95% intervals; * beyond noise", header)
     last = ""
     for of, *cells in rows:
-        refused = cells[-1].startswith("refused")
-        _add(
-            shown,
-            ["" if of == last else of, *cells[:-1], "refused" if refused else cells[-1]],
-            "dim" if refused else "",
-        )
+        _add(shown, ["" if of == last else of, *cells], "dim" if cells[-1] == "refused" else "")
         last = of
     return shown
 
