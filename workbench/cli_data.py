@@ -81,6 +81,7 @@ def _of_config(
     config: Path, overrides: Sequence[str], source: str | None
 ) -> tuple[Comparison, str | None, dict[str, Any], dict[str, float]]:
     from pipelines.graph_data import _file_config
+    from pipelines.sources import hub_name
     from workbench.config import check_paths, load_config
 
     comparison = load_config(config, tuple(overrides))
@@ -91,7 +92,7 @@ def _of_config(
     fields = {name: given[name] for name in names}
     if given.get("layout") is not None:
         fields["layout"] = _layout(json.dumps(given["layout"]))
-    return comparison, source or data.preferences, fields, data.splits.model_dump()
+    return comparison, source or hub_name(data), fields, data.splits.model_dump()
 
 
 def _policy(comparison: Comparison) -> Path | None:
@@ -358,17 +359,24 @@ def _pairs_of(asked: Request, home: Path) -> str:
     if asked.source is not None or asked.comparison is None:
         return _source(asked)
     from pipelines.compare import plan_comparison
+    from workbench.results import load_results
     from workbench.store import Store
 
-    home = home.absolute()
+    home, name = home.absolute(), asked.comparison.name
+    store = Store.open(home)
     pairs = next(one for one in plan_comparison(asked.comparison, home) if one.instance == "pairs")
-    if not pairs.cached or pairs.key is None:
-        raise ConfigError(
-            f"the pairs of {asked.comparison.name} are not in the store yet ({pairs.why}); run `workbench compare` "
-            "first, or give SOURCE",
-            where=str(home),
-        )
-    return str(Store.open(home).fetch(pairs.key).path)
+    if pairs.cached and pairs.key is not None:
+        return str(store.fetch(pairs.key).path)
+    results = home / "results" / name / "results.json"
+    if results.is_file():  # the code or the config has changed since: what the last run made is still there
+        key = next((row.key for row in load_results(results).stages if row.instance == "pairs"), None)
+        if key is not None and store.has(key):
+            click.echo(f"the pairs of the last run of {name}; the next one would make others ({pairs.why})", err=True)
+            return str(store.fetch(key).path)
+    raise ConfigError(
+        f"the pairs of {name} are not in the store yet ({pairs.why}); run `workbench compare` first, or give SOURCE",
+        where=str(home),
+    )
 
 
 def _write(

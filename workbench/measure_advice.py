@@ -60,7 +60,7 @@ def cautions(table: OpinionTable, overall: Overall, threshold: float) -> Iterato
     if alpha is None:
         yield "no two annotators labeled one pair, so nothing is known of their agreement: ask several about some"
     elif alpha < threshold:
-        yield f"alpha is {alpha:.2f}, below {threshold:g}: the labels hardly agree; see docs/data.md"
+        yield f"alpha is {alpha:z.2f}, below {threshold:g}: the labels hardly agree; see docs/data.md"
     if table.opinions.unscored:
         yield f"{table.opinions.unscored} verdicts did not come and are left out"
     if table.opinions.unusable:

@@ -63,14 +63,15 @@ class _Dashboard(OpinionTable):
     # ------------------------------------------------------------------------------------------ all together
 
     def build(self, sources: Sequence[str], threshold: float, relabel_below: float) -> Annotators:
-        o, reliability = self.opinions, Reliability(self)
+        between, left_out = self._between()
+        overall = self._overall(between)
+        o, alpha = self.opinions, overall.alpha_nominal.value
+        low = overall.alpha_nominal.low
+        reliability = Reliability(self, agree=alpha is not None and low is not None and low > 0)
         rows = [self._row(place, reliability.rows[place]) for place in range(len(self.people))]
         adjusted = holm([self._p(row.gap) for row in rows])
         rows = [row.model_copy(update={"p_holm": p}) for row, p in zip(rows, adjusted, strict=True)]
-        between, left_out = self._between()
-        overall = self._overall(between)
         doubtful, total = reliability.relabel(relabel_below)
-        alpha = overall.alpha_nominal.value
         return Annotators(
             sources=list(sources), kind=o.kind, pairs=len(np.unique(o.unit)), shared=int((self.votes > 1).sum()),
             prompts=self.n_prompts, labels=len(o.unit), sampled_prompts=self.sampled, overall=overall, annotators=rows,

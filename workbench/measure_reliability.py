@@ -20,6 +20,7 @@ RELABEL_SHOWN: Final = 100
 _RESAMPLES: Final = 100
 _STEPS: Final = 30
 _CELLS: Final = 2_000_000
+_CHANCE: Final = "the labels are not shown to agree beyond chance, so nothing tells who is right"
 _FEW: Final = f"it takes {dawid_skene.FEWEST_ANNOTATORS} annotators who share pairs to tell who errs"
 
 
@@ -28,19 +29,21 @@ class Reliability:
 
     Args:
         table: Labels.
+        agree: The labels agree beyond chance; else a fit would explain noise, and is refused.
 
     Attributes:
         rows: (J,) estimated chance of the right label.
         posterior: (U,) chance that the first response is right; None: it takes more annotators.
     """
 
-    def __init__(self, table: OpinionTable) -> None:
+    def __init__(self, table: OpinionTable, *, agree: bool) -> None:
         self.table = table
         self.posterior: Array | None = None
         shared = table.labeled & (table.votes > 1)[:, None]
         self.active = shared.any(axis=0)
-        self.rows = [refused(_FEW)] * len(table.people)
-        if self.active.sum() >= dawid_skene.FEWEST_ANNOTATORS:
+        enough = self.active.sum() >= dawid_skene.FEWEST_ANNOTATORS
+        self.rows = [refused(_CHANCE if enough else _FEW)] * len(table.people)
+        if enough and agree:
             self._fit()
 
     def _fit(self) -> None:

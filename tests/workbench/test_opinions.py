@@ -404,3 +404,14 @@ def test_pairs_of_a_run_say_who_saw_what_first_and_empty_responses_are_left_out(
     rows = {row.name: row.first_shown_preferred for row in found.annotators}
     assert (rows["first"].low or 0) > 0.55
     assert (rows["good"].value or 0) == pytest.approx(0.5, abs=0.08)
+
+
+def test_coin_flips_have_no_reliability(tmp_path: Path) -> None:
+    coins = [Annotator(name=f"coin{at}", careless=1.0) for at in range(4)]
+    path = write(tmp_path / "pairs.jsonl", pair_rows(coins, 200, 3, seed=3))
+    found = annotators(read_opinions([path], Options()), ["x"])
+    assert abs(found.overall.alpha_nominal.value or 0) < 0.15
+    assert found.below_threshold is True
+    assert all(row.reliability.value is None for row in found.annotators)
+    assert "beyond chance" in found.annotators[0].reliability.method
+    assert {one.posterior for one in found.relabel} == {0.5}
