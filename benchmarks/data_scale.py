@@ -7,9 +7,9 @@ tokenizer on some of them, and measures in processes of their own, one after the
 
 prepare     the stages `pairs` (read, check, split, write) and `packed_pairs` (tokenise, filter, write), as a comparison
             runs them, and opening what they wrote
-tokenizer   the tokenizer's own calls on the very texts that packing has to encode (a prompt, and the prompt with each
+halves      the tokenizer's own calls on the very texts that packing has to encode (a prompt, and the prompt with each
             response), in batches of the same size, and nothing else; `texts_once` is the same with each of the three
-            texts once, without the prompt before the responses
+            texts once, without the prompt before the responses. One half runs before `prepare`, one after it
 
 Peak memory is the largest resident set of the process, imports included.
 """
@@ -48,7 +48,7 @@ def write_rows(path: Path, count: int) -> None:
     words = vocabulary()
     weights = [1 / (rank + 10) for rank in range(len(words))]
     # Texts are cut out of one long draw: drawing each word anew would take longer than what is measured.
-    stream = rng.choices(words, weights, k=2_000_000)
+    stream = rng.choices(words, weights, k=min(2_000_000, 1000 * count))
 
     def text(bounds: tuple[int, int]) -> str:
         length = rng.randint(*bounds)
@@ -152,8 +152,14 @@ def prepare(home: Path, tokenizer: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def tokenizer_alone(home: Path, folder: Path) -> dict[str, Any]:
-    """Seconds in the tokenizer's calls on what packing encodes, and on each text once."""
+def tokenizer_alone(home: Path, folder: Path, half: int | None = None) -> dict[str, Any]:
+    """Seconds in the tokenizer's calls on what packing encodes, and on each text once.
+
+    Args:
+        home: With the rows.
+        folder: With the tokenizer.
+        half: 0 or 1: every other batch alone; None: all.
+    """
     from workbench.tokens import encode_texts, load_tokenizer
 
     tokenizer = load_tokenizer(folder)
@@ -170,7 +176,9 @@ def tokenizer_alone(home: Path, folder: Path) -> dict[str, Any]:
                 yield batch
 
     joint, once, tokens, characters = Clock(), Clock(), 0, 0
-    for batch in rows():
+    for number, batch in enumerate(rows()):
+        if half is not None and number % 2 != half:
+            continue
         texts = [
             text for row in batch
             for text in (row["prompt"], row["prompt"] + row["chosen"], row["prompt"] + row["rejected"])
@@ -209,8 +217,15 @@ def measure(count: int, home: Path, tokenizer: Path | None, *, words: bool) -> d
     if tokenizer is None:
         tokenizer = home / "tokenizer"
         train_tokenizer(home / "rows.jsonl", tokenizer, words=words)
+    # One half before and one after: a machine that gets slower meanwhile slows both sides.
+    before = child("first_half", home, tokenizer)
     prepared = child("prepare", home, tokenizer)
-    alone = child("tokenizer", home, tokenizer)
+    after = child("second_half", home, tokenizer)
+    return figures(count, prepared, {name: before[name] + after[name] for name in before})
+
+
+def figures(count: int, prepared: dict[str, Any], alone: dict[str, Any]) -> dict[str, Any]:
+    """Rates and shares of what the two processes measured."""
     whole = prepared["check_split_write_s"] + prepared["tokenise_pack_s"]
     cpu = prepared["check_split_write_cpu_s"] + prepared["tokenise_pack_cpu_s"]
     return {
@@ -252,12 +267,15 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="work in this new folder and leave it")
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer's folder; trained on the rows by default")
     parser.add_argument("--words", action="store_true", help="a word-level tokenizer: quick where memory is asked for")
-    parser.add_argument("--task", choices=["prepare", "tokenizer"], help=argparse.SUPPRESS)
+    parser.add_argument("--task", choices=["first_half", "prepare", "second_half"], help=argparse.SUPPRESS)
     parser.add_argument("--home", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.task is not None:
-        run = {"prepare": prepare, "tokenizer": tokenizer_alone}[options.task]
-        print(json.dumps(run(options.home, options.tokenizer)))
+        if options.task == "prepare":
+            result = prepare(options.home, options.tokenizer)
+        else:
+            result = tokenizer_alone(options.home, options.tokenizer, int(options.task == "second_half"))
+        print(json.dumps(result))
         return
     home = options.keep or Path(tempfile.mkdtemp(prefix="data-scale-"))
     try:

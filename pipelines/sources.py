@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from workbench.config import PPO, Comparison, Data
-from workbench.data.columns import LOOKED_AT, rename
+from workbench.data.columns import LOOKED_AT, check_columns, rename
 from workbench.data.findings import Findings
-from workbench.data.layout import Layout, check_layout
+from workbench.data.layout import Layout, check_layout, held_out_layout
 from workbench.data.sources import load_hub, read_rows
 from workbench.device import check_compiler, device_kind
 from workbench.errors import ConfigError
@@ -100,9 +100,7 @@ def resolve_origin(comparison: Comparison, store: Store) -> Origin:
     preferences = local_data(hub_name(data), store.home)
     ood = local_data(data.ood, store.home)
     layout = Layout.from_config(data.layout())
-    for source in (preferences, ood):
-        if source is not None:
-            check_source(source, layout, needs_responses=source == preferences)
+    layouts = {source: check_source(source, layout, held_out=source == ood) for source in (preferences, ood) if source}
     return Origin(
         model=external(store, folder),
         preferences=external(store, preferences),
@@ -114,7 +112,7 @@ def resolve_origin(comparison: Comparison, store: Store) -> Origin:
         stop_ids=tuple(stop_ids),
         device=device,
         dtype={"auto": "float32" if device == "cpu" else "bfloat16"}.get(model.dtype, model.dtype),
-        needs_template=any(conversational(source, layout) for source in (preferences, ood) if source is not None),
+        needs_template=any(conversational(source, own) for source, own in layouts.items()),
         has_ood=data.world is not None or ood is not None,
         judges=judge_sources(comparison, store),
         rewards=rewards,
@@ -149,22 +147,29 @@ def hub_name(data: Data) -> str | None:
     return text + "".join(mark + part for mark, part in parts if part is not None)
 
 
-def check_source(source: Path, layout: Layout, *, needs_responses: bool) -> None:
+def check_source(source: Path, layout: Layout, *, held_out: bool = False) -> Layout:
     """Refuses options of the data block that do not fit the first rows of a source.
 
     Args:
         source: A file or folder; one that cannot be read is reported when it is.
         layout: From the config.
-        needs_responses: False for a source that may hold prompts alone.
+        held_out: The source is `data.ood`, which may hold something else.
+
+    Returns:
+        How this source is read.
 
     Raises:
         ConfigError: A mapped column is missing, an option is missing, or one has no effect.
     """
-    found = read_rows(source, Findings(source.name), limit=LOOKED_AT, split=layout.split)
-    rows = [row for _, row in found]
-    alone = bool(rows) and set(rename(rows[0], layout.columns)) <= {"prompt", "split"}
-    if rows and (needs_responses or not alone):
-        check_layout(rows, layout, source.name)
+    split = None if held_out else layout.split
+    rows = [row for _, row in read_rows(source, Findings(source.name), limit=LOOKED_AT, split=split)]
+    own = held_out_layout(rows, layout) if held_out else layout
+    if own is None:
+        check_columns(rows, {name: given for name, given in layout.columns.items() if name == "prompt"}, source.name)
+        return Layout(columns=layout.columns)
+    if rows:
+        check_layout(rows, own, source.name)
+    return own
 
 
 def local_data(text: str | None, home: Path) -> Path | None:

@@ -11,7 +11,9 @@ import pytest
 
 from pipelines.sources import check_source, conversational, hub_name
 from workbench.config import Data
+from workbench.data import stages
 from workbench.data.layout import Layout
+from workbench.data.records_io import read_pairs
 from workbench.errors import ConfigError, DataError
 
 
@@ -50,17 +52,46 @@ def test_a_folder_with_splits_of_its_own_names(tmp_path: Path) -> None:
     rows = [{"prompt": "q", "chosen": "a", "rejected": "b"}]
     sets = {name: datasets.Dataset.from_list(rows) for name in ("train_prefs", "test_prefs")}
     datasets.DatasetDict(sets).save_to_disk(str(tmp_path / "set"))
-    check_source(tmp_path / "set", Layout(split="test_prefs"), needs_responses=True)
+    check_source(tmp_path / "set", Layout(split="test_prefs"))
     for layout, words in ((Layout(), "none named 'train'"), (Layout(split="train"), "no split 'train'")):
         with pytest.raises(DataError, match=words):
-            check_source(tmp_path / "set", layout, needs_responses=True)
+            check_source(tmp_path / "set", layout)
 
 
-def test_prompts_alone_need_no_pairing(tmp_path: Path) -> None:
-    path = _file(tmp_path, {"prompt": "q"})
-    check_source(path, Layout(pairing="all"), needs_responses=False)
-    with pytest.raises(ConfigError, match="no effect"):
-        check_source(path, Layout(pairing="all"), needs_responses=True)
+def test_held_out_rows_tell_what_they_are(tmp_path: Path) -> None:
+    layout = Layout(format="rated_rows", pairing="all", rating="score", margins="score_difference", min_gap=1.0)
+    path = _file(tmp_path, {"prompt": "q", "id": 3})
+    assert check_source(path, layout, held_out=True) == Layout()
+    with pytest.raises(ConfigError, match=r"no rating 'score'"):
+        check_source(path, layout)
+    path = _file(tmp_path, {"prompt": "q", "chosen": "a", "rejected": "b"})
+    assert check_source(path, layout, held_out=True) == Layout(format="pairs")
+    path = _file(tmp_path, {"prompt": "q", "responses": ["a", "b"], "ranks": [1, 2]})
+    assert check_source(path, layout, held_out=True) == Layout(format="ranking", pairing="all", min_gap=1.0)
+    path = _file(tmp_path, {"text": "q"})
+    with pytest.raises(ConfigError, match="no column 'question'"):
+        check_source(path, Layout(columns={"prompt": "question"}), held_out=True)
+
+
+def test_pairs_of_ratings_may_have_held_out_pairs_of_another_format(tmp_path: Path) -> None:
+    class Log:
+        seed = 0
+
+        def say(self, message: str) -> None:
+            """Not looked at."""
+
+    rows = [{"prompt": f"q{at // 2}", "response": "ab"[at % 2], "score": at % 2} for at in range(120)]
+    source = _file(tmp_path, *rows).rename(tmp_path / "rated.jsonl")
+    ood = _file(tmp_path, {"prompt": "riddle", "chosen": "a", "rejected": "b"})
+    (tmp_path / "out").mkdir()
+    config = {"layout": {"pairing": "all", "rating": "score"}}
+    stages.file_pairs(config, {"source": source, "ood": ood}, tmp_path / "out", Log())  # type: ignore[arg-type]
+    pairs = read_pairs(tmp_path / "out")
+    assert [pair.prompt for pair in pairs if pair.split == "ood"] == ["riddle"]
+    assert len(pairs) == 61
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["pairing"]["counts"]["pairs"] == 60
+    assert "pairing" not in report["ood"]
 
 
 def test_a_conversation_is_told_after_columns_were_renamed(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ What could be meant in two ways is refused with the option that decides it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from workbench.data.columns import check_columns, rename
@@ -122,6 +122,34 @@ def check_layout(rows: Sequence[Mapping[str, Any]], layout: Layout, source: str)
     if layout.min_gap > 0 and found == "labels":
         raise ConfigError("has no effect on labels, which have no scores; remove it", where="data.min_gap")
     return found
+
+
+def held_out_layout(rows: Sequence[Mapping[str, Any]], layout: Layout) -> Layout | None:
+    """How a second source is read: with the same columns, but what it holds is told by itself, and options without
+    effect on that are passed over. Margins are for training alone.
+
+    Args:
+        rows: Its first rows, as the source gave them.
+        layout: Of the first source.
+
+    Returns:
+        None where it holds prompts without responses.
+
+    Raises:
+        ConfigError: Two formats fit.
+    """
+    row, found = _typical([rename(one, layout.columns) for one in rows], replace(layout, format=None))
+    if found == "pairs" and "prompt" in row and not {"chosen", "rejected"} & set(row):
+        return None
+    return replace(
+        layout,
+        format=found,
+        pairing=layout.pairing if found in RATED else None,
+        rating=layout.rating if found in ("ratings", "rated_rows") else None,
+        min_gap=layout.min_gap if found in RATED else 0.0,
+        margins="none",
+        split=None,
+    )
 
 
 def _typical(rows: Sequence[Mapping[str, Any]], layout: Layout) -> tuple[Mapping[str, Any], Format]:

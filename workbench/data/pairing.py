@@ -120,29 +120,29 @@ class Pairing:
 
     def facts(self) -> dict[str, Any] | None:
         """How pairs were made, and counts; None where every row is a pair and nothing was asked."""
-        if self.one_to_one and self.layout == Layout(columns=self.layout.columns, split=self.layout.split):
+        if self.one_to_one and self.layout.margins == "none" and self.layout.min_gap == 0:
             return None
         asked = {name: value for name, value in asdict(self.layout).items() if name not in ("columns", "split")}
         return asked | {"format": self._format, "counts": dict(sorted(self._counts.items()))}
 
     def _pairs(self, rows: Iterator[Row], refuse: Refuse) -> Iterator[Row]:
         plain = self.layout.margins == "none" and self.layout.min_gap == 0
-        for number_, row in rows:
+        for row_number, row in rows:
             if plain:
-                yield number_, row
+                yield row_number, row
                 continue
             try:
                 gap = self._gap(row)
             except RowError as error:
-                refuse(number_, error)
+                refuse(row_number, error)
                 continue
             if gap < self.layout.min_gap:
                 self._counts["below_min_gap"] += 1
                 message = f"the scores differ by {gap:g}, less than {self.layout.min_gap:g}"
-                self._notes.add("small_gap", number_, message)
+                self._notes.add("small_gap", row_number, message)
                 continue
             self._counts["pairs"] += 1
-            yield number_, row | self._margin(gap)
+            yield row_number, row | self._margin(gap)
 
     def _gap(self, row: Mapping[str, Any]) -> float:
         """What chosen scores above rejected."""
@@ -160,29 +160,29 @@ class Pairing:
 
     def _rated(self, rows: Iterator[Row], refuse: Refuse) -> Iterator[Row]:
         read = read_ranking if self._format == "ranking" else read_ratings
-        for number_, row in rows:
+        for row_number, row in rows:
             try:
                 rated = read(row, self.layout)
             except RowError as error:
-                refuse(number_, error)
+                refuse(row_number, error)
                 continue
-            yield from self._pairs_of(number_, rated)
+            yield from self._pairs_of(row_number, rated)
 
     def _rated_rows(self, rows: Iterator[Row], refuse: Refuse) -> Iterator[Row]:
         def records() -> Iterator[tuple[int, Any, list[Any]]]:
-            for number_, row in rows:
+            for row_number, row in rows:
                 try:
                     one = read_rated_row(row, self.layout)
                 except RowError as error:
-                    refuse(number_, error)
+                    refuse(row_number, error)
                     continue
-                yield number_, [one.prompt, one.split], [one.responses[0], one.scores[0]]
+                yield row_number, [one.prompt, one.split], [one.responses[0], one.scores[0]]
 
-        for number_, (prompt, split), members in _grouped(records(), self._scratch):
+        for row_number, (prompt, split), members in _grouped(records(), self._scratch):
             responses, scores = [one[0] for _, one in members], [one[1] for _, one in members]
-            yield from self._pairs_of(number_, Rated(prompt=prompt, responses=responses, scores=scores, split=split))
+            yield from self._pairs_of(row_number, Rated(prompt=prompt, responses=responses, scores=scores, split=split))
 
-    def _pairs_of(self, number_: int, rated: Rated) -> Iterator[Row]:
+    def _pairs_of(self, row_number: int, rated: Rated) -> Iterator[Row]:
         """The pairs of one prompt, by the rule."""
         assert self.layout.pairing is not None
         known = [at for at, score in enumerate(rated.scores) if score is not None]
@@ -190,23 +190,25 @@ class Pairing:
         self._counts.update({"prompts": 1, "responses": len(rated.responses)})
         if unrated := len(rated.scores) - len(known):
             self._counts["unrated"] += unrated
-            self._notes.add("unrated_response", number_, f"{unrated} of {len(rated.scores)} responses have no rating")
+            self._notes.add(
+                "unrated_response", row_number, f"{unrated} of {len(rated.scores)} responses have no rating"
+            )
         if len(known) < 2:
             self._counts["single"] += 1
             self._notes.add(
-                "single_response", number_, f"{len(known)} rated responses to a prompt; expected two or more"
+                "single_response", row_number, f"{len(known)} rated responses to a prompt; expected two or more"
             )
             return
         made = choose(scores, self.layout.pairing, self.layout.min_gap, self._draw(rated.prompt))
         self._counts.update({"pairs": len(made.pairs), "ties": made.ties, "below_min_gap": made.small})
         if made.ties:
-            self._notes.add("rating_tie", number_, f"{made.ties} comparisons of equally rated responses")
+            self._notes.add("rating_tie", row_number, f"{made.ties} comparisons of equally rated responses")
         if made.small:
             message = f"{made.small} comparisons of ratings that differ by less than {self.layout.min_gap:g}"
-            self._notes.add("small_gap", number_, message)
+            self._notes.add("small_gap", row_number, message)
         for better, worse in made.pairs:
             texts = (rated.responses[known[better]], rated.responses[known[worse]])
-            yield number_, _row(rated.prompt, texts, rated.split) | self._margin(scores[better] - scores[worse])
+            yield row_number, _row(rated.prompt, texts, rated.split) | self._margin(scores[better] - scores[worse])
 
     def _draw(self, prompt: Any) -> Callable[[int], int]:
         """A seeded draw that depends on the prompt alone, so that neither order nor new rows change it."""
@@ -216,17 +218,17 @@ class Pairing:
 
     def _labels(self, rows: Iterator[Row], refuse: Refuse) -> Iterator[Row]:
         def records() -> Iterator[tuple[int, Any, list[Any]]]:
-            for number_, row in rows:
+            for row_number, row in rows:
                 try:
                     votes = read_votes(row)
                 except RowError as error:
-                    refuse(number_, error)
+                    refuse(row_number, error)
                     continue
                 swap = json.dumps(votes.first) > json.dumps(votes.second)
                 kept = turned(votes) if swap else votes
-                yield number_, [kept.prompt, kept.first, kept.second, kept.split], [swap, kept.labels, kept.strength]
+                yield row_number, [kept.prompt, kept.first, kept.second, kept.split], [swap, kept.labels, kept.strength]
 
-        for number_, (prompt, one, other, split), members in _grouped(records(), self._scratch):
+        for row_number, (prompt, one, other, split), members in _grouped(records(), self._scratch):
             every = [
                 Votes(prompt=prompt, first=one, second=other, labels=[(a, v) for a, v in labels], strength=strength)
                 for _, (_, labels, strength) in members
@@ -237,9 +239,8 @@ class Pairing:
             self._counts.update({"labeled_pairs": 1, "labels": len(labels), "tie_labels": ties})
             if verdict == 0:
                 self._counts["ties"] += 1
-                self._notes.add("label_tie", number_, f"{len(labels)} labels that prefer neither response")
+                self._notes.add("label_tie", row_number, f"{len(labels)} labels that prefer neither response")
                 continue
-            self._counts["pairs"] += 1
             chosen, rejected = (one, other) if verdict < 0 else (other, one)
             wins = -1 if verdict < 0 else 1
             annotations = [{"annotator": name, "prefers_first": vote == wins} for name, vote in labels if vote]
@@ -248,10 +249,11 @@ class Pairing:
             if self.layout.margins != "none":
                 if not strengths:
                     message = "data.margins asks for a score, and the labels of this pair have none; set it to none"
-                    refuse(number_, RowError("bad_margin", message))
+                    refuse(row_number, RowError("bad_margin", message))
                     continue
                 margin = self._margin(abs(verdict) / len(strengths))
-            yield number_, _row(prompt, (chosen, rejected), split) | {"annotations": annotations} | margin
+            self._counts["pairs"] += 1
+            yield row_number, _row(prompt, (chosen, rejected), split) | {"annotations": annotations} | margin
 
 
 def _row(prompt: Any, responses: tuple[Any, Any], split: Any) -> dict[str, Any]:

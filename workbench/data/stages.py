@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.data.annotators import agreement_with_gold, annotators_from_config, raw_agreement
-from workbench.data.columns import rename
+from workbench.data.columns import LOOKED_AT
 from workbench.data.findings import SHOWN, Findings
-from workbench.data.layout import Layout, format_of
+from workbench.data.layout import Layout, held_out_layout
 from workbench.data.records_io import (
     CORPUS_FILE,
     FILTER_FILE,
@@ -184,13 +185,14 @@ def file_pairs(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: 
 def _ood(
     source: Path, options: Options, tokenizer: Any, scratch: Path
 ) -> tuple[list[PairTable], list[Prompt], dict[str, Any]]:
-    """Out-of-distribution rows: pairs if the first row has responses, else prompts alone."""
-    first = next(read_rows(source, Findings(source_name(source)), limit=1, split=options.layout.split), None)
-    row = rename(first[1], options.layout.columns) if first is not None else {}
-    if "prompt" in row and format_of(row, options.layout) == "pairs" and not {"chosen", "rejected"} & set(row):
-        prompts, report = load_prompts(source, options, tokenizer=tokenizer)
+    """Out-of-distribution rows: pairs if the first rows have responses, else prompts alone."""
+    rows = [row for _, row in read_rows(source, Findings(source_name(source)), limit=LOOKED_AT)]
+    layout = held_out_layout(rows, options.layout)
+    if layout is None:
+        alone = replace(options, layout=Layout(columns=options.layout.columns))
+        prompts, report = load_prompts(source, alone, tokenizer=tokenizer)
         return [], prompts, report.to_json()
-    table, report = scan_pairs(source, options, tokenizer=tokenizer, scratch=scratch)
+    table, report = scan_pairs(source, replace(options, layout=layout), tokenizer=tokenizer, scratch=scratch)
     return [table], [], report.to_json()
 
 
