@@ -28,7 +28,11 @@ from workbench.cli import main
 from workbench.config import Comparison, load_config
 from workbench.config_tuning import Budget
 from workbench.errors import ConfigError
+from workbench.results_base import E
+from workbench.results_tuning import Best, Budgeted, Spent, TunedArm, TunedObjective, TuningResults
 from workbench.store import Store
+from workbench.tuning_spaces import default_params, upstream_digest
+from workbench.types import Cost
 
 TUNING = (
     "tuning={budget: {trials: 3}, objective: {metric: gold_reward, prompts: 16}, repeats: {top: 1, seeds: 1}}",
@@ -254,3 +258,54 @@ def test_ctrl_c_ends_cleanly_and_a_second_driver_is_told_who_works(
     assert process.returncode == 130, stderr
     assert json.loads(stdout)["error"]["code"] == "interrupted"
     assert "Traceback" not in stderr
+
+
+def as_tuned(comparison: Comparison, **changes: Any) -> TuningResults:
+    """A tuning that found the config's own values best, in two trials an arm."""
+    spent = Spent.of(Cost(wall_s=2.0, cpu_s=2.0))
+    estimate = E(value=0.5, low=0.4, high=0.6, n=16, method="cluster-t")
+    arms = {}
+    for label in comparison.arms:
+        params = default_params(comparison, label)
+        best = Best(number=0, params=params, value=estimate, seq_kl=None, feasible=True, search_value=estimate)
+        arms[label] = TunedArm(
+            kind="x", study=f"s/{label}", metric="gold_reward", trials=2, complete=2, pruned=0, failed=0, met=True,
+            best=best, spent=spent, spent_trials=spent, spent_repeats=spent, rows=[],
+        )  # fmt: skip
+    objective = TunedObjective(metric="gold_reward", judge=None, max_kl=None, prompts=16, oracle=True)
+    fields = {
+        "schema": 1, "study": "s", "comparison": comparison.name, "storage": "x", "objective": objective, "rule": "tpe",
+        "budget": Budgeted(unit="trials", amount=2), "seeds": [1000], "upstream": upstream_digest(comparison),
+        "arms": arms,
+    }  # fmt: skip
+    return TuningResults.model_validate(fields | changes)
+
+
+@pytest.mark.slow
+def test_a_comparison_with_tuned_values_carries_the_ledger(smoke_home: Path, tmp_path: Path) -> None:
+    home = copy_home(smoke_home, tmp_path / "home")
+    path = tmp_path / "tuning.json"
+    found = as_tuned(load_config(Path("smoke")))
+    path.write_text(found.to_json())
+    words = ["compare", "smoke", "--tuned", str(path), "--home", str(home), "--json", "-q", *UNTRACKED]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    results = json.loads(done.stdout)
+    assert results["comparison"] == "smoke-tuned"
+    assert all(row["cached"] for row in results["stages"])  # the same values are the same stages
+    check = next(one for one in results["match"]["checks"] if one["name"] == "same_tuning_budget")
+    assert check["ok"] is True
+    assert "2 for all 4 sides" in check["detail"]
+    assert results["tuning"]["arms"]["ppo"]["spent"]["cpu_s"] == 2.0
+    assert any("oracle" in line for line in results["warnings"])
+    assert (home / "results" / "smoke" / "results.json").read_text() == (
+        smoke_home / "results" / "smoke" / "results.json"
+    ).read_text()
+
+    some = {label: arm for label, arm in found.arms.items() if label != "ppo"}
+    path.write_text(found.model_copy(update={"arms": some}).to_json())
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 4
+    check = next(one for one in json.loads(done.stdout)["match"]["checks"] if one["name"] == "same_tuning_budget")
+    assert check["ok"] is False
+    assert "not recorded for ppo" in check["detail"]
