@@ -159,7 +159,7 @@ def test_adopting_copies_small_models_and_links_large_ones(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: bool
 ) -> None:
     if link:
-        monkeypatch.setattr(sft, "LINK_ABOVE_BYTES", 10)
+        monkeypatch.setattr("workbench.model_files.LINK_ABOVE_BYTES", 10)
     out = world.out("adopted")
     sft.adopt({"trust_remote_code": False}, {"model": world.model}, out, Log(tmp_path / "work"))
     index = read_policy_set(out)
