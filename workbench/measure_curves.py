@@ -13,7 +13,7 @@ import numpy as np
 from workbench.config_base import BASELINE
 from workbench.config_labels import GIVEN
 from workbench.evidence import ArmRun, mean_over
-from workbench.measure_lines import Lines, pools_of, sizes_up_to
+from workbench.measure_lines import Lines, Steps, pools_of, sizes_up_to, told
 from workbench.measure_scope import Figure, Scope, plain
 from workbench.measure_truth import Truths
 from workbench.metrics import matched_kl
@@ -101,17 +101,19 @@ class Curves:
             prompt_set="test",
         )
 
-    def _trajectory_points(self, label: str, steps: Sequence[int]) -> list[FrontierPoint]:
+    def _trajectory_points(self, label: str, steps: Sequence[Steps]) -> list[FrontierPoint]:
         found = self.lines.trajectories(label)
         points = []
-        for step in steps:
-            rows = [(run, one["prompt_id"], _point(one, step)) for run, one in found.items()]
+        for at in steps:
+            rows = [
+                (run, one["prompt_id"], _point(one, step)) for step, (run, one) in zip(at, found.items(), strict=True)
+            ]
 
             def joined(name: str, rows: Sequence[Any] = rows) -> list[float]:
                 return [value for _, _, point in rows for value in point[name]]
 
             rate = None
-            if self.scope.has_gold and step > 0:
+            if self.scope.has_gold and max(at) > 0:
                 rate = win_rate(
                     [_judged(prompts, point["gold"]) for _, prompts, point in rows],
                     [_judged(one["prompt_id"], one["points"][0]["gold"]) for one in found.values()],
@@ -119,14 +121,14 @@ class Curves:
             points.append(
                 checkpoint_point(
                     label,
-                    f"step {step}",
+                    told(at),
                     prompts=[prompt for _, prompts, _ in rows for prompt in prompts],
                     seeds=[run for run, prompts, _ in rows for _ in prompts] if len(rows) > 1 else None,
                     seq_kl=joined("seq_kl"),
                     proxy_reward=joined("proxy"),
                     gold_reward=joined("gold") if self.scope.has_gold else None,
                     win_rate=rate,
-                    step=step,
+                    step=at[0] if len(set(at)) == 1 else None,
                     prompt_set="validation",
                 )
             )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from workbench.metrics.best_of_n import best_of_n_value, best_of_n_weights, boun
 from workbench.metrics.estimates import Array
 from workbench.metrics.lines import Line, Selector
 from workbench.metrics.overoptimization import Start
+
+Steps = tuple[int, ...]
+"""One point's step in each run seed; they differ where checkpoints lie on a grid of KL."""
 
 
 class Lines:
@@ -42,23 +46,24 @@ class Lines:
                 found[run] = self.scope.artifacts.json(label, run, role, "trajectory.json")
         return found
 
-    def _trajectory(self, label: str, *, own: bool = False) -> tuple[Line, tuple[int, ...]] | None:
+    def _trajectory(self, label: str, *, own: bool = False) -> tuple[Line, tuple[Steps, ...]] | None:
         """A trained arm's checkpoints on validation prompts, the SFT first, and their steps; None without any.
 
-        Only steps that every run seed reached: a mean over the seeds that got this far would be one of survivors.
+        Only points that every run seed has (`aligned`): a mean over the seeds that got this far would be one of
+        survivors.
         """
         found = self.trajectories(label, own=own)
         if not found:
             return None
         by_step = [{point["step"]: point for point in reversed(one["points"])} for one in found.values()]
-        steps = tuple(sorted(set.intersection(*(set(one) for one in by_step))))
+        steps = aligned([sorted(one) for one in by_step])
         names = sorted(set(next(iter(found.values()))["prompt_id"]))  # no figure hangs on the order of rows
 
         def table(column: str) -> Array:
             return np.stack(
                 [
-                    np.stack([by_prompt(points[step][column], one["prompt_id"], names) for step in steps], axis=1)
-                    for points, one in zip(by_step, found.values(), strict=True)
+                    np.stack([by_prompt(points[at[k]][column], one["prompt_id"], names) for at in steps], axis=1)
+                    for k, (points, one) in enumerate(zip(by_step, found.values(), strict=True))
                 ]
             )
 
@@ -66,7 +71,7 @@ class Lines:
             arm=label,
             kl_kind="mc_k1",
             prompt_set="validation",
-            labels=tuple(f"step {step}" for step in steps),
+            labels=tuple(map(told, steps)),
             prompts=tuple(names),
             seeds=tuple(found),
             kl=table("seq_kl"),
@@ -165,6 +170,28 @@ class Lines:
             gold=table("gold", 1), proxy=table("proxy", 1),
             gold_square=table("gold", 2), proxy_square=table("proxy", 2),
         )  # fmt: skip
+
+
+def aligned(steps: Sequence[Sequence[int]]) -> tuple[Steps, ...]:
+    """The checkpoints that run seeds have in common: those at a step of all, and between two of these, one by one in
+    order, those at steps of their own (first beyond a KL), where every seed has as many of them.
+
+    Args:
+        steps: Rising steps of each run seed.
+    """
+    common = sorted(set.intersection(*map(set, steps)))
+    found: list[Steps] = []
+    for low, high in pairwise([-1, *common]):
+        between = [[step for step in one if low < step < high] for one in steps]
+        if len({len(one) for one in between}) == 1:
+            found += zip(*between, strict=True)
+        found.append((high,) * len(steps))
+    return tuple(found)
+
+
+def told(steps: Steps) -> str:
+    """A point's name: step 14, or step 8 to 10 where run seeds got there at different ones."""
+    return f"step {min(steps)}" if len(set(steps)) == 1 else f"step {min(steps)} to {max(steps)}"
 
 
 def pools_of(runs: Sequence[ArmRun]) -> tuple[list[Responses], list[dict[str, Array]]]:

@@ -9,6 +9,7 @@ import numpy as np
 from lines_example import line
 
 from workbench.measure_curves import Curves
+from workbench.measure_lines import aligned, told
 from workbench.measure_scope import Figure, Scope
 from workbench.metrics.lines import Line
 from workbench.results_base import E
@@ -39,6 +40,15 @@ def curves(**settings: dict[str, Any]) -> Curves:
 
     made.lines = SimpleNamespace(trajectory=trajectory)  # type: ignore[assignment]
     return made
+
+
+def test_checkpoints_on_a_grid_of_kl_are_put_together_in_order() -> None:
+    seeds = [[0, 7, 9, 13, 14, 55], [0, 7, 8, 12, 14, 55], [0, 7, 10, 11, 14, 55]]
+    steps = aligned(seeds)
+    assert steps == ((0, 0, 0), (7, 7, 7), (9, 8, 10), (13, 12, 11), (14, 14, 14), (55, 55, 55))
+    assert [told(one) for one in steps[1:3]] == ["step 7", "step 8 to 10"]
+    one_short = [[0, 7, 9, 14, 21], [0, 7, 14]]  # the second has nothing to hold beside step 9, and nothing at 21
+    assert aligned(one_short) == ((0, 0), (7, 7), (14, 14))
 
 
 def test_arms_are_compared_where_their_rewards_differ_in_pairs_alone() -> None:
