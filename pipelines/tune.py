@@ -33,7 +33,7 @@ from workbench.errors import ConfigError, DivergenceError, ResourceError, Workbe
 from workbench.fsio import disk_errors, remove_tree
 from workbench.locks import FileLock, held
 from workbench.redact import redact_text
-from workbench.results_tuning import Budgeted, TunedObjective, TuningResults
+from workbench.results_tuning import Budgeted, TunedArm, TunedObjective, TuningResults, load_tuning
 from workbench.store import Store
 from workbench.tuning import DATABASE, Study, open_storage
 from workbench.tuning_choice import order_by, orders
@@ -142,8 +142,9 @@ def tune(
         finally:
             pool.close()
         # ---- 4. Choose, write.
-        results = collect(comparison, name, arms, redact_text(address or str(home / DATABASE)))
         path = folder / "tuning.json"
+        before = load_tuning(home, name) if path.exists() else None
+        results = collect(comparison, name, arms, redact_text(address or str(home / DATABASE)), before)
         with disk_errors("Writing the tuning", home):
             from workbench.tuning_figures import draw
 
@@ -252,12 +253,23 @@ def terminations() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def collect(comparison: Comparison, name: str, arms: dict[str, ArmSweep], storage: str) -> TuningResults:
-    """tuning.json but for figures and MLflow."""
+def joined(before: TuningResults, found: dict[str, TunedArm], budget: Budgeted, rule: str) -> dict[str, TunedArm]:
+    """With the arms that an earlier command tuned with the same budget and rule; those of another one are left out."""
+    same = before.budget == budget and before.rule == rule
+    return {label: arm for label, arm in before.arms.items() if same and label not in found} | found
+
+
+def collect(
+    comparison: Comparison, name: str, arms: dict[str, ArmSweep], storage: str, before: TuningResults | None
+) -> TuningResults:
+    """tuning.json but for figures and MLflow; `before`: as an earlier command left it."""
     tuning = comparison.tuning
     assert tuning is not None
     objective = tuning.objective
     found = {label: arm.result() for label, arm in arms.items()}
+    budget, rule = Budgeted(unit=tuning.budget.unit, amount=tuning.budget.amount), rule_of(tuning)
+    if before is not None:
+        found = joined(before, found, budget, rule)
     by_trials, by_seconds = orders(found)
     warnings = []
     oracle = objective.scorer == "gold"
@@ -279,7 +291,7 @@ def collect(comparison: Comparison, name: str, arms: dict[str, ArmSweep], storag
             metric=objective.metric, judge=objective.judge, max_kl=objective.max_kl, prompts=objective.prompts,
             oracle=oracle,
         ),
-        budget=Budgeted(unit=tuning.budget.unit, amount=tuning.budget.amount), rule=rule_of(tuning),
+        budget=budget, rule=rule,
         seeds=run_seeds(tuning), upstream=upstream_digest(comparison), arms=found, order_by_trials=by_trials,
         order_by_seconds=by_seconds, order_default=order_by(found, "default"), order_tuned=order_by(found, "best"),
         warnings=warnings,

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from pipelines.graph import build_graph
 from pipelines.sources import resolve_origin
-from pipelines.tune import study_name, with_tuning
+from pipelines.tune import joined, study_name, with_tuning
 from pipelines.tune_graph import own_stages, trial_comparison, trial_graph
 from pipelines.tuned import with_tuned
 from tests import bench
@@ -279,6 +279,16 @@ def as_tuned(comparison: Comparison, **changes: Any) -> TuningResults:
         "arms": arms,
     }  # fmt: skip
     return TuningResults.model_validate(fields | changes)
+
+
+def test_arms_that_were_tuned_before_stay_if_budget_and_rule_are_the_same() -> None:
+    before = as_tuned(load_config(Path("smoke")))
+    now = {"dpo": before.arms["dpo"].model_copy(update={"trials": 7})}
+    both = joined(before, now, before.budget, before.rule)
+    assert both.keys() == before.arms.keys()
+    assert both["dpo"].trials == 7
+    assert joined(before, now, Budgeted(unit="trials", amount=9), before.rule) == now
+    assert joined(before, now, before.budget, "random") == now
 
 
 @pytest.mark.slow
