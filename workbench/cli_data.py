@@ -94,8 +94,10 @@ def check(
     plain = found.to_json()
     if not as_json:
         print_check(plain, found.kept, make_console(stderr=False))
-    if drop_invalid:
+    if drop_invalid and found.ok:
         _drop(source_of(asked), options, out, asked.model)
+    elif drop_invalid:
+        click.echo("nothing was written: dropping rows does not help against the errors that are left", err=True)
     if as_json:
         emit(plain)
     return 0 if found.ok else 2

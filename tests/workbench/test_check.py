@@ -319,6 +319,9 @@ def test_dropping_lists_every_row_and_changes_nothing(tmp_path: Path) -> None:
     assert path.read_bytes() == before
     call("data", "check", path, *words, code=2)  # what exists is never overwritten
     call("data", "check", path, "--drop-invalid", "--out", path, code=2)
+    leak = write(tmp_path, [items[0] | {"split": one} for one in ("train", "test")], "leak.jsonl")
+    call("data", "check", leak, "--drop-invalid", "--out", tmp_path / "leak.kept.jsonl", code=2)
+    assert not (tmp_path / "leak.kept.jsonl").exists()
     assert json.loads(call("data", "check", tmp_path / "kept.jsonl.gz", "--json").stdout)["ok"]
 
 

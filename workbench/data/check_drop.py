@@ -42,12 +42,11 @@ class _Listed(Findings):
 
     def __init__(self, name: str, file: IO[str]) -> None:
         super().__init__(name, drop_invalid=True)
-        self.file, self.reasons, self.whole = file, Counter[str](), list[str]()
+        self.file, self.reasons = file, Counter[str]()
 
     def add(self, code: str, row: int | None, message: str, *, count: int = 1) -> None:
         super().add(code, row, message, count=count)
         if row is None or CODES[code].scope == "file":
-            self.whole.append(message)
             return
         self.reasons[code] += count
         self.file.write(json.dumps({"row": row, "code": code, "message": message}, ensure_ascii=False) + "\n")
