@@ -13,8 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -237,20 +238,17 @@ def _error(message: Message) -> WorkbenchError:
 
 @contextmanager
 def terminations() -> Iterator[None]:
-    """SIGTERM ends the driver as Ctrl-C does: workers write checkpoints first."""
+    """Ctrl-C and SIGTERM end the driver in order: workers write checkpoints first. Elsewhere than in the main thread
+    they are the caller's."""
 
     def handle(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
-    try:
-        before = signal.signal(signal.SIGTERM, handle)
-    except ValueError:  # not the main thread: signals are the caller's
+    with ExitStack() as undo:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                undo.callback(signal.signal, number, signal.signal(number, handle))
         yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def joined(before: TuningResults, found: dict[str, TunedArm], budget: Budgeted, rule: str) -> dict[str, TunedArm]:

@@ -112,8 +112,8 @@ def test_the_study_is_the_same_whatever_the_budget() -> None:
 # --- the whole, disturbed --------------------------------------------------------------------------------------------
 
 
-def start(home: Path) -> subprocess.Popen[str]:
-    words = ("tune", "smoke", "--arm", "dpo", "--workers", "1", "--home", home, "--json", *SETTINGS)
+def start(home: Path, *more: str) -> subprocess.Popen[str]:
+    words = ("tune", "smoke", "--arm", "dpo", "--workers", "1", "--home", home, "--json", *SETTINGS, *more)
     return subprocess.Popen(
         command(*words), env=bench.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
@@ -248,7 +248,7 @@ def test_ctrl_c_ends_cleanly_and_a_second_driver_is_told_who_works(
     tuned: tuple[Path, dict[str, Any], Counter[str]], tmp_path: Path
 ) -> None:
     home = copy_home(tuned[0], tmp_path / "home")
-    process = start(home)  # a fresh database: trial 0 is found in the store, trial 1 too
+    process = start(home, "--trials", "99")  # a fresh database: what was tried is found in the store
     wait_for(lambda: (home / "optuna.db").exists() and states(home)["RUNNING"], process, "a trial")
     busy = CliRunner().invoke(main, ["tune", "smoke", "--arm", "dpo", "--home", str(home), "--json", *SETTINGS])
     assert busy.exit_code == 75
