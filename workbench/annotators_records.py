@@ -27,7 +27,7 @@ class AnnotatorRow(Model):
     shared: Count = Field(description="Of these, pairs that somebody else labeled too")
     ties: Count
     leave_one_out: E = Field(description="Agreement with the majority of the others; where these tie, half")
-    gap: E = Field(description="leave_one_out less the mean of the other annotators'")
+    gap: E = Field(description="leave_one_out less the rate of all other annotators' labels together")
     p_holm: Probability | None = Field(description="That the gap is 0, corrected over the annotators")
     reliability: E = Field(description="Dawid and Skene: estimated chance of the right label")
     first_shown_preferred: E = Field(description="Share of labels for the response shown first; ties half")

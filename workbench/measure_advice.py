@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from scipy import special
+
 from workbench.annotators_records import AnnotatorRow, Overall
 from workbench.opinions_table import OpinionTable
 from workbench.results_base import E
@@ -12,7 +14,27 @@ from workbench.results_base import E
 POSITION_BAND: Final = (0.45, 0.55)
 LENGTH_GAP: Final = 0.05
 FEWEST: Final = 3  # of two annotators nobody can say whose taste for length is the odd one
+_FEW_PROMPTS: Final = 30
 _LEVEL: Final = 0.05
+
+
+def p_of_gap(gap: E, own: E) -> float | None:
+    """That the gap between an annotator's own agreement and the others' is 0: normal, by its standard error.
+
+    Resamples of a few labels that are all alike do not spread: there it is no less than the exact binomial of the own
+    labels against the others' rate.
+    """
+    if gap.value is None or not gap.prompt_se:
+        return None
+    p = float(2 * special.ndtr(-abs(gap.value) / gap.prompt_se))
+    if own.value is None or own.n >= _FEW_PROMPTS:
+        return p
+    rate, right = min(max(own.value - gap.value, 0.0), 1.0), own.value * own.n  # half of a tied vote is right
+    if gap.value < 0:  # P(X <= right) of Binomial(n, rate)
+        tail = special.betainc(own.n - right, right + 1, 1 - rate)
+    else:
+        tail = special.betainc(right, own.n - right + 1, rate)
+    return max(p, min(1.0, 2 * float(tail)))
 
 
 def retrain(rows: Sequence[AnnotatorRow]) -> Iterator[tuple[str, list[str]]]:

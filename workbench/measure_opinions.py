@@ -14,11 +14,10 @@ from functools import cached_property
 from typing import Final
 
 import numpy as np
-from scipy import special
 
 from workbench.annotators_records import AnnotatorRow, Annotators, BetweenRow, Overall
 from workbench.data.opinions import Opinions
-from workbench.measure_advice import cautions, retrain
+from workbench.measure_advice import cautions, p_of_gap, retrain
 from workbench.measure_reliability import Reliability
 from workbench.measure_triples import triples_of
 from workbench.metrics import kappa, krippendorff
@@ -69,7 +68,7 @@ class _Dashboard(OpinionTable):
         low = overall.alpha_nominal.low
         reliability = Reliability(self, agree=alpha is not None and low is not None and low > 0)
         rows = [self._row(place, reliability.rows[place]) for place in range(len(self.people))]
-        adjusted = holm([self._p(row.gap) for row in rows])
+        adjusted = holm([p_of_gap(row.gap, row.leave_one_out) for row in rows])
         rows = [row.model_copy(update={"p_holm": p}) for row, p in zip(rows, adjusted, strict=True)]
         doubtful, total = reliability.relabel(relabel_below)
         return Annotators(
@@ -176,7 +175,8 @@ class _Dashboard(OpinionTable):
 
     @cached_property
     def _gaps(self) -> list[E]:
-        """Each annotator's leave-one-out agreement less the mean of the others'."""
+        """Each annotator's leave-one-out agreement less the others' together, of whom each label counts once: a mean
+        over annotators would let a colleague of few lucky labels weigh as much as everybody else."""
         people, name = len(self.people), "no pair of theirs has another label"
         scored = np.nan_to_num(self.against_majority)
         known = (~np.isnan(self.against_majority)).astype(float)
@@ -189,8 +189,9 @@ class _Dashboard(OpinionTable):
         def statistic(rows: Rows, weights: Array) -> Array:
             total, count = weights @ rows["scored"], weights @ rows["known"]
             mean = np.where(count > 0, total / np.maximum(count, 1e-300), math.nan)
-            rest = (np.nansum(mean, axis=1, keepdims=True) - mean) / (able.sum() - 1)
-            return np.asarray(mean - rest)
+            others = count.sum(axis=1, keepdims=True) - count
+            rest = (total.sum(axis=1, keepdims=True) - total) / np.maximum(others, 1e-300)
+            return np.asarray(np.where(others > 0, mean - rest, math.nan))
 
         shared = self.votes > 1
         found = bootstrap_vector(
@@ -261,12 +262,6 @@ class _Dashboard(OpinionTable):
             bootstrap_vector(statistic, columns, self.cluster[known], self.rng(10), RESAMPLES, bounds=(-1.0, 1.0))
         )
         return [E.of(next(found)) if one else none for one in able]
-
-    @staticmethod
-    def _p(gap: E) -> float | None:
-        if gap.value is None or not gap.prompt_se:
-            return None
-        return float(2 * special.ndtr(-abs(gap.value) / gap.prompt_se))
 
     # ------------------------------------------------------------------------------------------ two by two
 

@@ -143,6 +143,41 @@ def test_what_labels_cannot_tell_is_refused(tmp_path: Path) -> None:
         read_opinions([write(tmp_path / "bare.jsonl", bare)], Options())
 
 
+def votes(rights: dict[str, Sequence[bool]]) -> Opinions:
+    """Pairs in a row, each annotator labels the first ones: right or wrong."""
+    table = [(at, name, right) for name, all_of_them in rights.items() for at, right in enumerate(all_of_them)]
+    count = max(at for at, _, _ in table) + 1
+    names = sorted(rights)
+    numbers = np.arange(2 * count).reshape(-1, 2)
+    unknown = np.full(len(table), np.nan)
+    return Opinions(
+        kind="pairs", units=[f"row {at + 1}" for at in range(count)], rows=np.arange(count) + 1,
+        prompts=[f"p{at}" for at in range(count)], longer=np.full(count, np.nan), responses=numbers, annotators=names,
+        unit=np.array([at for at, _, _ in table]), who=np.array([names.index(name) for _, name, _ in table]),
+        value=np.array([float(right) for _, _, right in table]), grade=unknown, shown=unknown,
+    )  # fmt: skip
+
+
+def test_a_colleague_of_few_labels_makes_nobody_look_bad() -> None:
+    rng = np.random.default_rng(4)
+    # Eight easy pairs, on which everybody is right, then harder ones.
+    equal = {name: [True] * 8 + (rng.random(392) < 0.8).tolist() for name in ("a", "b", "c")}
+    lucky = annotators(votes({**equal, "lucky": [True] * 8}), ["x"])
+    assert lucky.retrain == {}
+    by_name = {row.name: row.gap for row in lucky.annotators}
+    assert all(abs(by_name[name].value or 1) < 0.05 for name in "abc")
+    assert by_name["a"].low is not None
+    # Four labels that miss are no proof, however little the resamples of them spread.
+    unlucky = annotators(votes({**equal, "unlucky": [False] * 4}), ["x"])
+    assert unlucky.retrain == {}
+    (few,) = (row for row in unlucky.annotators if row.name == "unlucky")
+    assert few.gap.high is not None
+    assert few.gap.high < 0
+    assert (few.p_holm or 0) > 0.05
+    bad = annotators(votes({**equal, "bad": (rng.random(400) < 0.5).tolist()}), ["x"])
+    assert list(bad.retrain) == ["bad"]
+
+
 def test_ratings_get_ordinal_and_interval_alpha_and_spearman(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     items = []

@@ -161,10 +161,8 @@ def _annotators(found: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
         _captioned(drawn.get("leave_one_out"), "Agreement with the majority of the others; a tied vote counts half.")
     ]
     parts.append(_captioned(drawn.get("reliability"), "Estimated chance of the right label (Dawid and Skene)."))
-    text = (
-        "Gap: agreement with the majority less the mean of the others'. Reliability takes what most annotators share "
-    )
-    text += "for the truth: an error that they all make does not show."
+    text = "Gap: agreement with the majority less that of the others' labels. Reliability takes what most annotators "
+    text += "share for the truth: an error that they all make does not show."
     reasons = {_why(row[field]) for row in found["annotators"] for field in ("gap", "reliability")} - {""}
     return "".join(parts) + prose(
         "\n\n".join([_table(header, rows), text, *(f"Not known: {one}." for one in sorted(reasons))])
