@@ -271,8 +271,10 @@ def warnings(
         found.append("Judge 'proxy' is the reward model that PPO, RLOO, GRPO and best-of-n optimize: it favors them.")
     if comparison.selection.rule == "best" and comparison.selection.metric == "gold_reward":
         found.append("Checkpoints were chosen by the gold reward: an oracle that no user has.")
-    if tuned is not None and tuned.objective.oracle:
-        found.append("Settings were tuned by the gold reward: an oracle that no user has.")
+    if tuned is not None:
+        found += [f"Tuning: {warning}" for warning in tuned.warnings]
+        if tuned.objective.oracle and not any("gold reward" in warning for warning in tuned.warnings):
+            found.append("Settings were tuned by the gold reward: an oracle that no user has.")
     headline = comparison.evaluation.judges[0]
     found += [f"Judge '{name}' did not finish: the headline is by '{headline}'." for name in unfinished]
     for name, judge in judges.items():

@@ -36,6 +36,7 @@ from workbench.locks import FileLock, held
 from workbench.redact import redact_text
 from workbench.results_tuning import Budgeted, TunedArm, TunedObjective, TuningResults, load_tuning
 from workbench.store import Store
+from workbench.tuned_blocks import untuned
 from workbench.tuning import DATABASE, Study, open_storage
 from workbench.tuning_choice import order_by, orders
 from workbench.tuning_measure import Trial
@@ -54,8 +55,12 @@ class Tuned:
     exit_code: int
 
 
-def with_tuning(comparison: Comparison, budget: Budget | None = None) -> Comparison:
+def with_tuning(comparison: Comparison, budget: Budget | None = None, asked: tuple[str, ...] = ()) -> Comparison:
     """The comparison with a `tuning` section that is whole and fits the rest.
+
+    Args:
+        budget: In place of the section's.
+        asked: Arms, as given to --arm: the reward model alone has no use for the objective, which may be left out.
 
     Raises:
         ConfigError: It does not fit.
@@ -63,7 +68,9 @@ def with_tuning(comparison: Comparison, budget: Budget | None = None) -> Compari
     tuning = comparison.tuning or Tuning()
     if budget is not None:
         tuning = tuning.model_copy(update={"budget": budget})
-    raw = comparison.model_dump(mode="json", exclude_unset=True) | {"tuning": tuning.model_dump(mode="json")}
+    unused = "objective" not in tuning.model_fields_set and bool(asked) and set(asked) == {REWARD_MODEL}
+    section = tuning.model_dump(mode="json", exclude={"objective"} if unused else None)
+    raw = comparison.model_dump(mode="json", exclude_unset=True) | {"tuning": section}
     try:
         return Comparison.model_validate(raw)
     except ValidationError as error:
@@ -76,7 +83,9 @@ def study_name(comparison: Comparison) -> str:
     assert comparison.tuning is not None
     about = {
         "config": comparison.semantic(),
-        "tuning": comparison.tuning.model_dump(mode="json", exclude={"budget", "repeats", "storage", "spaces"}),
+        "tuning": comparison.tuning.model_dump(
+            mode="json", exclude={"budget", "repeats", "storage", "spaces", "declared"}
+        ),
         "spaces": {
             label: {name: param.model_dump(mode="json") for name, param in space_of(comparison, label).items()}
             for label in labels_of(comparison, ("all", "reward_model"))
@@ -290,9 +299,9 @@ def collect(
             oracle=oracle,
         ),
         budget=budget, rule=rule,
-        seeds=run_seeds(tuning), upstream=upstream_digest(comparison), arms=found, order_by_trials=by_trials,
-        order_by_seconds=by_seconds, order_default=order_by(found, "default"), order_tuned=order_by(found, "best"),
-        warnings=warnings,
+        seeds=run_seeds(tuning), upstream=upstream_digest(comparison), untuned=untuned(comparison, found), arms=found,
+        order_by_trials=by_trials, order_by_seconds=by_seconds, order_default=order_by(found, "default"),
+        order_tuned=order_by(found, "best"), warnings=warnings,
     )  # fmt: skip
 
 

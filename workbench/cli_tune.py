@@ -58,7 +58,7 @@ def tune(
     asked = {name: value for name, value in given.items() if value is not None}
     if len(asked) > 1:
         raise ConfigError("got several, expected one of --trials, --budget-s, --budget-tokens", where="budget")
-    comparison = with_tuning(load_config(config, overrides), Budget.model_validate(asked) if asked else None)
+    comparison = with_tuning(load_config(config, overrides), Budget.model_validate(asked) if asked else None, arms)
 
     def say(line: str) -> None:
         if not quiet:

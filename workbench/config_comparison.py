@@ -63,7 +63,7 @@ class Comparison(Section):
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig, description="What the run may use.")
     tracking: Tracking = Field(default_factory=Tracking, description="MLflow.")
     tuning: Tuning | None = Field(
-        default=None, description="What `workbench tune` may try and spend; null: its defaults. Not read by compare."
+        default=None, description="What `workbench tune` may try and spend; null: its defaults."
     )
 
     @property
@@ -122,7 +122,12 @@ class Comparison(Section):
         blocks: dict[str, Section] = {**self.arms, REWARD_MODEL: self.reward_models[self.proxy]}
         known = {*RESERVED_JUDGES, *(name for name, judge in self.judges.items() if judge.kind != "human")}
         judges, has_gold = self.evaluation.judges, self.gold is not None
-        return [*tuning_problems(self.tuning, blocks, judges, known, self.seeds.runs, has_gold=has_gold)]
+        found = [*tuning_problems(self.tuning, blocks, judges, known, self.seeds.runs, has_gold=has_gold)]
+        for place, name in enumerate(self.tuning.declared if self.tuning is not None else ()):
+            if name not in blocks:
+                message = f"got '{name}', expected one of {', '.join(sorted(blocks))}"
+                found.append((("tuning", "declared", place), message))
+        return found
 
     def _source_problems(self) -> list[Problem]:
         """Model, data, gold and SFT must fit each other."""

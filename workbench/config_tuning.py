@@ -148,7 +148,7 @@ class Repeats(Section):
 
 
 class Tuning(Section):
-    """Sweeps that give every arm the same chance (`workbench tune`); no influence on `compare`."""
+    """Sweeps that give every arm the same chance (`workbench tune`); `compare` reads `declared` alone."""
 
     budget: Budget = Field(default_factory=lambda: Budget(trials=20), description="What each arm may spend.")
     spaces: dict[Label, dict[str, Param]] = Field(
@@ -160,6 +160,11 @@ class Tuning(Section):
     startup: Count = Field(default=5, description="Trials that tpe draws at random first, the default among them.")
     pruner: Pruner = Field(default_factory=Pruner, description="When trials are stopped early.")
     repeats: Repeats = Field(default_factory=Repeats, description="Fresh seeds for the best few.")
+    declared: list[Label] = Field(
+        default_factory=list,
+        description="Tuned rewards (reward_model, or an arm) whose trials do not count for the arms that stand on them:"
+        " the certificate names the difference and does not hold it against them.",
+    )
     seed: Seed = Field(
         default=1000, description="Run seed of all trials; repeats count on from it. None may be in seeds.runs."
     )
@@ -229,15 +234,20 @@ def tuning_problems(
         return
     place: tuple[str | int, ...] = ("tuning", "objective")
     scorer = tuning.objective.scorer
-    if scorer not in known:
+    asked = "objective" in tuning.model_fields_set  # else `tune` asks, unless the reward model alone is tuned
+    if asked and scorer not in known:
         yield (*place, "judge"), f"got '{scorer}', expected one of {', '.join(sorted(known))}"
     if tuning.pruner.kind != "none" and scorer not in ("gold", "proxy"):
         message = f"got {tuning.pruner.kind}, but checkpoints are scored by gold or proxy alone; use none"
         yield ("tuning", "pruner", "kind"), message
-    if scorer == "gold" and not has_gold:
+    if asked and scorer == "gold" and not has_gold:
         yield (*place, "metric"), "got gold but there is no gold; use proxy_reward"
-    if scorer in judges and scorer != "gold":
-        message = f"got '{scorer}', which is a judge of the comparison; who selects must not be the final judge"
+    if asked and scorer in judges and scorer != "gold":
+        others = f"{'gold_reward; ' if has_gold else ''}metric: win_rate with judge: one of `judges`"
+        message = (
+            f"got '{scorer}', which is a judge of the comparison; who selects must not be the final judge: put another "
+            f"one into evaluation.judges in its place, or choose by another (tuning.objective: {others})"
+        )
         yield (*place, "judge" if tuning.objective.judge else "metric"), message
     if shared := sorted({*run_seeds(tuning)} & {*runs}):
         yield ("tuning", "seed"), f"trials and repeats would use {shared}, which seeds.runs has; choose another"

@@ -18,6 +18,7 @@ from itertools import combinations
 from typing import Literal
 
 from workbench.digests import prompt_set_digest
+from workbench.match_tuning import Tuning, same_tuning
 from workbench.results import Check, Match
 from workbench.types import Cost, KLKind
 
@@ -101,25 +102,6 @@ class KLMeasure:
     top_p: float
     code: str
     fault: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tuning:
-    """Trials that were spent on this arm's settings and the compute that they took (None = not recorded).
-
-    Args:
-        trials: Pruned and failed ones among them.
-        spent: All of it, repeats included.
-        budget: What every arm was to spend, such as "20 trials" or "600 seconds".
-        met: That much was spent.
-        rule: Sampler, pruner, seeds and selection in words.
-    """
-
-    trials: int
-    spent: Cost | None
-    budget: str = ""
-    met: bool = True
-    rule: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +223,7 @@ def certificate(
         ("same_numerics", _same(sides, "numerics", lambda s: _shown(s.numerics))),
         ("same_selection", _same_selection(_of(sides, *TRAINED), judges)),
         ("same_kl", _same_kl(_of(sides, *ARMS))),
-        ("same_tuning_budget", _same_tuning(_of(sides, *ARMS))),
+        ("same_tuning_budget", same_tuning({s.name: s.tuning for s in _of(sides, *ARMS)})),
         ("cost_recorded", _cost_recorded(sides)),
     ]
     checks = [Check(name=name, ok=ok, detail=detail) for name, (ok, detail) in found]
@@ -486,31 +468,6 @@ def _same_kl(sides: Sequence[Side]) -> tuple[Ok, str]:
         return False, "; ".join(wrong)
     kinds, _ = _grouped(sides, lambda s: None if s.kl is None else s.kl.estimator)
     return True, f"{_told(kinds, [])}; temperature 1, top-p 1" + "".join(f"; {code}" for code in codes)
-
-
-def _same_tuning(sides: Sequence[Side]) -> tuple[Ok, str]:
-    """One budget and one rule for each arm, and what they took written down; never a tick where nothing was tuned.
-
-    A budget of trials means as many trials; one of seconds or tokens means that each arm spent it, to a trial's cost.
-    """
-    if all(s.tuning is None for s in sides):
-        return "not_applicable", "nothing was tuned"
-    compute = any(s.tuning is not None and s.tuning.budget and "trials" not in s.tuning.budget for s in sides)
-    if compute:
-        ok, told = _same(sides, "budget", lambda s: None if s.tuning is None else s.tuning.budget)
-    else:
-        ok, told = _same(sides, "trials", lambda s: None if s.tuning is None else str(s.tuning.trials))
-    rules = {s.tuning.rule for s in sides if s.tuning is not None}
-    told += "".join(f"; rule: {rule}" for rule in sorted(rules) if rule)
-    if len(rules) > 1:
-        ok = False
-    if short := [s.name for s in sides if s.tuning is not None and not s.tuning.met]:
-        ok, told = False, f"{told}; the budget was not spent for {', '.join(short)}"
-    unspent = [s.name for s in sides if s.tuning is not None and s.tuning.spent is None]
-    if unspent:
-        return False, f"{told}; compute not recorded for {', '.join(unspent)}"
-    spent = (f"{s.name} {s.tuning.spent.cpu_s:.0f} CPU s" for s in sides if s.tuning and s.tuning.spent)
-    return ok, f"{told}; spent: {', '.join(spent)}"
 
 
 def _cost_recorded(sides: Sequence[Side]) -> tuple[Ok, str]:

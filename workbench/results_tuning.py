@@ -144,6 +144,10 @@ class TuningResults(Model):
     order_by_trials: list[OrderAt] = Field(default_factory=list)
     order_by_seconds: list[OrderAt] = Field(default_factory=list)
     order_default: list[str] = Field(default_factory=list, description="Arms by the default's score on fresh seeds")
+    untuned: dict[str, str] | None = Field(
+        default=None,
+        description="Digest of each setting that was not varied, by its place in the config; null: an older version's",
+    )
     order_tuned: list[str] = Field(default_factory=list, description="Arms by the chosen setting's")
     mlflow: dict[str, Any] = Field(default_factory=dict)
     figures: list[str] = Field(default_factory=list)
@@ -172,6 +176,11 @@ class TuningLedger(Model):
 
     study: str
     budget: Budgeted
+    used: float | None = Field(default=None, description="What the search took, in the budget's unit")
+    largest: float | None = Field(default=None, description="The most that one trial took of it")
+    feasible: bool | None = Field(
+        default=None, description="false: no setting kept within max_kl, this one passes it least; null: none chosen"
+    )
     rule: str
     objective: TunedObjective
     arms: dict[str, TunedBy]
@@ -182,14 +191,41 @@ def ledger_of(found: TuningResults) -> TuningLedger:
     arms = {
         label: TunedBy(
             study=arm.study, trials=arm.trials, complete=arm.complete, pruned=arm.pruned, failed=arm.failed,
+    behind: dict[str, list[str]] = Field(
+        default_factory=dict, description="Arm -> tuned reward model and arms that its reward or labels come from"
+    )
+    declared: list[str] = Field(
+        default_factory=list, description="Of those, the ones that the config declares: named, and not charged"
+    )
+    warnings: list[str] = Field(default_factory=list, description="What tuning.json warns of")
             met=arm.met, params=arm.best.params if arm.best is not None else {}, spent=arm.spent,
         )
         for label, arm in found.arms.items()
     }  # fmt: skip
-    return TuningLedger(study=found.study, budget=found.budget, rule=found.rule, objective=found.objective, arms=arms)
+    nothing = [
+        f"{label}: no trial was completed; it has the config's own settings."
+        for label, arm in found.arms.items()
+        if arm.best is None
+    ]
+    return TuningLedger(
+        study=found.study, budget=found.budget, rule=found.rule, objective=found.objective, arms=arms,
+        warnings=[*found.warnings, *nothing],
+    )  # fmt: skip
+
+
+def _in_unit(unit: str, arm: TunedArm, spent: Spent) -> float:
+    """What was spent in the budget's unit; seconds are the GPU's where the search used one."""
+    if unit == "trials":
+        return float(arm.trials) if spent is arm.spent_trials else 1.0
+    if unit == "tokens":
+        return float(spent.tokens_trained + spent.tokens_generated)
+    return spent.gpu_s if arm.spent_trials.gpu_s else spent.cpu_s
 
 
 def load_tuning(home: Path, name: str) -> TuningResults:
+            used=_in_unit(found.budget.unit, arm, arm.spent_trials),
+            largest=max((_in_unit(found.budget.unit, arm, row.spent) for row in arm.rows), default=0.0),
+            feasible=arm.best.feasible if arm.best is not None else None,
     """Reads the tuning.json of a study by its name, or of a path.
 
     Raises:

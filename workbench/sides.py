@@ -27,8 +27,8 @@ from workbench.match import (
     Selection,
     Side,
     Tokenization,
-    Tuning,
 )
+from workbench.match_tuning import Tuning
 from workbench.packed import PackedPairs, read_packed_prompts
 from workbench.results_tuning import TuningLedger
 from workbench.types import Cost
@@ -227,15 +227,27 @@ def from_json(value: Mapping[str, Any], *, own: Cost, total: Cost) -> Side:
 
 
 def with_tuning(side: Side, ledger: TuningLedger | None) -> Side:
-    """A side with what was spent on its settings; as it is where the ledger does not know the arm."""
+    """A side with what was spent on its settings, and on those of the reward or arm that it stands on; as it is where
+    the ledger does not know the arm."""
     if ledger is None or side.label not in ledger.arms:
         return side
-    arm, budget = ledger.arms[side.label], ledger.budget
-    tuning = Tuning(
-        trials=arm.trials, spent=arm.spent.cost(), budget=f"{budget.amount:g} {budget.unit}", met=arm.met,
-        rule=ledger.rule,
-    )  # fmt: skip
+    upstream = {name: _tuning(ledger, name) for name in ledger.behind.get(side.label, []) if name in ledger.arms}
+    tuning = dataclasses.replace(
+        _tuning(ledger, side.label),
+        behind={name: one for name, one in upstream.items() if name not in ledger.declared},
+        declared={name: one for name, one in upstream.items() if name in ledger.declared},
+    )
     return dataclasses.replace(side, tuning=tuning)
+
+
+def _tuning(ledger: TuningLedger, label: str) -> Tuning:
+    """One line of the ledger."""
+    arm, budget = ledger.arms[label], ledger.budget
+    return Tuning(
+        trials=arm.trials, spent=arm.spent.cost(), budget=f"{budget.amount:g} {budget.unit}", met=arm.met,
+        rule=ledger.rule, amount=None if budget.unit == "trials" else budget.amount, used=arm.used,
+        largest=arm.largest,
+    )  # fmt: skip
 
 
 def declared_subset(

@@ -232,7 +232,7 @@ def test_the_certificate_wants_one_budget_and_one_rule() -> None:
     ok, told = check(*sides(ppo=spent, dpo=dataclasses.replace(spent, met=False)))
     assert ok is False
     assert "not spent for dpo" in told
-    compute = dataclasses.replace(spent, budget="600 seconds", trials=9)
+    compute = dataclasses.replace(spent, budget="600 seconds", trials=9, amount=600.0, used=610.0, largest=70.0)
     assert check(*sides(ppo=compute, dpo=dataclasses.replace(compute, trials=31)))[0] is True
     assert check(*sides(ppo=compute, dpo=dataclasses.replace(compute, budget="300 seconds")))[0] is False
 

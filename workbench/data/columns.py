@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from workbench.data.sources_csv import Cell, margin_of
 from workbench.errors import ConfigError
 
 # The names that formats.py, rated.py and votes.py read.
@@ -21,18 +22,22 @@ def rename(row: Mapping[str, Any], columns: Mapping[str, str | None]) -> dict[st
     """The row under the names that the workbench knows.
 
     A mapped column is read from the file's column alone, even where the file has one of that name too; None hides it.
+    The margin of a csv becomes a number.
 
     Args:
         row: As the source gave it.
         columns: Known name -> the file's name, or None.
     """
-    if not columns:
-        return dict(row)
-    hidden = {*columns, *columns.values()}
-    renamed = {name: value for name, value in row.items() if name not in hidden}
-    for known, own in columns.items():
-        if own is not None and own in row:
-            renamed[known] = row[own]
+    if columns:
+        hidden = {*columns, *columns.values()}
+        renamed = {name: value for name, value in row.items() if name not in hidden}
+        for known, own in columns.items():
+            if own is not None and own in row:
+                renamed[known] = row[own]
+    else:
+        renamed = dict(row)
+    if isinstance(margin := renamed.get("target_margin"), Cell):
+        renamed["target_margin"] = margin_of(margin)
     return renamed
 
 

@@ -27,7 +27,9 @@ class Code:
 _INVALID = " Or drop such rows, counted and listed, with drop_invalid."
 CODES: Final[Mapping[str, Code]] = {
     "unreadable": Code("file", "Write the file anew: it is truncated, or not of the type that its name says."),
-    "unknown_type": Code("file", "Use .jsonl, .jsonl.gz, .parquet, .csv, a datasets folder or a hub id."),
+    "unknown_type": Code(
+        "file", "Use .jsonl, .json or .ndjson (or .gz of it), .parquet, .csv, a datasets folder or a hub id."
+    ),
     "empty_file": Code("file", "Give a file with at least one row."),
     "bom": Code("file", "Save the file as UTF-8 without a byte order mark."),
     "json_array": Code("file", "Write one JSON object per line (JSON Lines), not one array."),

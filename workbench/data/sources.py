@@ -6,7 +6,6 @@ line numbers wherever the file has lines.
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 import zlib
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from workbench.data.findings import Findings
+from workbench.data.sources_csv import Line, read_csv
 from workbench.errors import DataError
 
 Row = tuple[int, dict[str, Any]]
@@ -27,6 +27,8 @@ _BOMS: Final = {
     b"\xfe\xff": "UTF-16",
 }
 _JSONL: Final = (".jsonl", ".ndjson", ".json")
+# Names that are files' where no such path exists; a hub id may have dots of its own (`model-v1.2`).
+_FILES: Final = (*_JSONL, ".parquet", ".csv", ".tsv", ".txt", ".zip", ".arrow", ".gz")
 
 
 def read_rows(
@@ -45,10 +47,12 @@ def read_rows(
     """
     path = Path(source)
     if path.is_dir():
-        yield from _limited(_read_dataset(_load_folder(path), findings, split), limit)
+        data = _load_folder(path)
+        _check_single(data, split, str(source))
+        yield from _limited(_read_dataset(data, findings, split), limit)
     elif path.is_file():
         yield from _read_file(path, findings, limit)
-    elif is_hub_id(str(source)) and not path.suffix:
+    elif is_hub_id(str(source)) and not path.name.lower().endswith(_FILES):
         yield from _limited(_read_dataset(load_hub(str(source)), findings, split), limit)
     else:
         raise DataError(f"no such file or folder: {source}; give a path that exists, or a hub id like owner/name")
@@ -84,8 +88,8 @@ def _read_file(path: Path, findings: Findings, limit: int | None) -> Iterator[Ro
             findings.add("unreadable", None, f"the gzip stream is damaged: {error}")
 
 
-def _lines(stream: BinaryIO, findings: Findings, limit: int | None) -> Iterator[tuple[int, str]]:
-    """Decoded lines with their numbers; a line over the cap is skipped unread, so memory stays bounded."""
+def _lines(stream: BinaryIO, findings: Findings, limit: int | None) -> Iterator[Line]:
+    """Lines with what is wrong with them; one over the cap is skipped unread, so memory stays bounded."""
     number, offset = 0, 0
     while limit is None or number < limit:
         line = stream.readline(MAX_ROW_BYTES + 1)
@@ -94,12 +98,15 @@ def _lines(stream: BinaryIO, findings: Findings, limit: int | None) -> Iterator[
         number += 1
         start, size = offset, len(line)
         if len(line) > MAX_ROW_BYTES and not line.endswith(b"\n"):
+            quotes = line.count(b'"')
             while rest := stream.readline(MAX_ROW_BYTES):
                 size += len(rest)
+                quotes += rest.count(b'"')
                 if rest.endswith(b"\n"):
                     break
             offset += size
-            findings.add("giant_row", number, f"the row has {size:,} bytes; the cap is {MAX_ROW_BYTES:,}")
+            message = f"the row has {size:,} bytes; the cap is {MAX_ROW_BYTES:,}"
+            yield Line(number, "", ("giant_row", message), quotes)
             continue
         offset += size
         if number == 1 and (bom := next((mark for mark in _BOMS if line.startswith(mark)), None)):
@@ -108,14 +115,19 @@ def _lines(stream: BinaryIO, findings: Findings, limit: int | None) -> Iterator[
                 return
             line = line[len(bom) :]
             start += len(bom)
-        if (at := line.find(b"\0")) >= 0:
-            findings.add("nul", number, f"a NUL byte at byte {start + at} of the file")
-            continue
-        try:
-            yield number, line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            found = line[error.start]
-            findings.add("not_utf8", number, f"byte 0x{found:02x} at byte {start + error.start} of the file")
+        yield _decoded(number, line, start)
+
+
+def _decoded(number: int, line: bytes, start: int) -> Line:
+    """A line of the file that begins at byte `start`; a faulty one keeps its quotation marks and its end."""
+    if (at := line.find(b"\0")) >= 0:
+        text = line.replace(b"\0", b"?").decode("utf-8", errors="replace")
+        return Line(number, text, ("nul", f"a NUL byte at byte {start + at} of the file"))
+    try:
+        return Line(number, line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        message = f"byte 0x{line[error.start]:02x} at byte {start + error.start} of the file"
+        return Line(number, line.decode("utf-8", errors="replace"), ("not_utf8", message))
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -131,7 +143,12 @@ class _DuplicateKey(Exception):
 
 def _read_jsonl(stream: BinaryIO, findings: Findings, limit: int | None) -> Iterator[Row]:
     any_row = False
-    for number, line in _lines(stream, findings, limit):
+    for one in _lines(stream, findings, limit):
+        number, line = one.number, one.text
+        if one.fault is not None:
+            code, message = one.fault
+            findings.add(code, number, message)
+            continue
         if not line.strip():
             if line.endswith("\n"):
                 findings.add("malformed_json", number, "a blank line")
@@ -156,42 +173,7 @@ def _read_jsonl(stream: BinaryIO, findings: Findings, limit: int | None) -> Iter
 
 
 def _read_csv(stream: BinaryIO, findings: Findings, limit: int | None) -> Iterator[Row]:
-    """Rows by the header's names. A number is the line on which the row ends; cells are text."""
-    csv.field_size_limit(MAX_ROW_BYTES)
-    lines = (line for _, line in _lines(stream, findings, None))
-    reader = csv.reader(lines, strict=True)
-    header: list[str] | None = None
-    yielded = 0
-    try:
-        for cells in reader:
-            if header is None:
-                header = cells
-                if len(set(header)) != len(header):
-                    findings.add("unreadable", reader.line_num, f"a column name stands twice in the header {header}")
-                    return
-                continue
-            if limit is not None and yielded >= limit:
-                return
-            yielded += 1
-            if len(cells) != len(header):
-                message = f"{len(cells)} cells, but the header has {len(header)}"
-                findings.add("malformed_csv", reader.line_num, message)
-                continue
-            row: dict[str, Any] = dict(zip(header, cells, strict=True))
-            if "target_margin" in row:  # a csv has no numbers: the one numeric column is read as one
-                row["target_margin"] = _number(row["target_margin"])
-            yield reader.line_num, row
-    except csv.Error as error:
-        findings.add("unreadable", reader.line_num, f"csv: {error}")
-
-
-def _number(cell: str) -> float | str | None:
-    if not cell:
-        return None
-    try:
-        return float(cell)
-    except ValueError:
-        return cell
+    yield from read_csv(_lines(stream, findings, None), findings, limit, MAX_ROW_BYTES)
 
 
 def _read_parquet(path: Path, findings: Findings) -> Iterator[Row]:
@@ -252,6 +234,21 @@ def load_hub(name: str) -> Any:
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else 'no detail'}"
+
+
+def _check_single(data: Any, split: str | None, source: str) -> None:
+    """Refuses another split than the only one that a folder holds: it would be passed over in silence.
+
+    Raises:
+        DataError: Names the split that there is, if the folder says it.
+    """
+    if split is None or isinstance(data, Mapping):
+        return
+    own = str(data.split) if data.split is not None else None
+    # A hub id that was fetched with a split is kept as that split alone; slices (`train[:10%]`) lose their bounds.
+    if own is None or own.partition("[")[0] != split.partition("[")[0]:
+        holds = "one that has no name" if own is None else f"{own!r} alone"
+        raise DataError(f"no split {split!r}; this folder holds {holds}: remove data.split", where=source)
 
 
 def _read_dataset(data: Any, findings: Findings, split: str | None) -> Iterator[Row]:
