@@ -16,7 +16,7 @@ from pipelines.graph_base import (
     gold_inputs,
     scoring,
 )
-from pipelines.graph_labels import used_labels
+from pipelines.graph_labels import asked_labels, used_labels
 from pipelines.sources import Origin
 from workbench.config import Comparison
 from workbench.stages import External
@@ -114,6 +114,7 @@ def _file_config(comparison: Comparison) -> dict[str, Any]:
         "layout": data.layout(),
         "splits": data.splits.model_dump(),
         "trust_remote_code": comparison.model.trust_remote_code,
+        **asked_labels(data.labels),
     }
 
 

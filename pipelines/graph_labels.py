@@ -26,6 +26,14 @@ def used_labels(graph: Graph, shared: Mapping[str, str]) -> dict[str, str]:
     return {"pairs": labeled, "reference_logprobs": labeled}
 
 
+def asked_labels(use: LabelUse) -> dict[str, Any]:
+    """Config field of the stage that reads the pairs: what their labels must have, so that it fails, and not a stage
+    behind the SFT. Nothing where any pairs do."""
+    if use.rule == "majority" and not use.margins:
+        return {}
+    return {"labels": use.model_dump(mode="json", include={"rule", "weights", "margins"})}
+
+
 def teacher(arm: Arm, arms: Mapping[str, Arm]) -> str | None:
     """Label of the arm whose implicit reward this one is trained on, or None."""
     source = arm.labels if isinstance(arm, DPO) else arm.reward if isinstance(arm, PPO) else None

@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from pipelines.graph import build_graph
+from pipelines.graph_labels import asked_labels
 from pipelines.sources import resolve_origin
 from tests.ml_helpers import CPU, PAD, Log, World, build_world, dpo_config, policy_of, reward_config
 from tests.workbench.test_match import matched
 from workbench.config import load_config
 from workbench.config_label_use import LabelUse
 from workbench.data.label_use import run
+from workbench.data.stages import file_pairs
 from workbench.data.subset import subset_rows
 from workbench.errors import ConfigError, DataError, IntegrityError
 from workbench.label_targets import (
@@ -184,6 +186,30 @@ def test_what_the_data_does_not_have_is_refused(tmp_path: Path) -> None:
     write_targets(bare["pairs"], np.full(15, 1.5), np.zeros(15))
     with pytest.raises(IntegrityError, match="probability"):
         read_targets(bare["pairs"], 15)
+
+
+def test_labels_are_looked_for_when_the_pairs_are_read(tmp_path: Path) -> None:
+    votes = {"annotations": signed(("anna", True), ("ben", False)), "split": "train"}
+    rows = [{"prompt": f"q{at}", "chosen": "yes", "rejected": "no", **votes} for at in range(3)]
+    rows += [{"prompt": f"held {split}", "chosen": "yes", "rejected": "no", "split": split}
+             for split in ("validation", "test")]  # fmt: skip
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def read(**labels: Any) -> None:
+        (out := tmp_path / f"out{len(list(tmp_path.iterdir()))}").mkdir()
+        file_pairs(asked_labels(LabelUse(**labels)), {"source": path}, out, Log(tmp_path / "work"))
+
+    assert asked_labels(LabelUse(smoothing=0.1)) == {}  # the key of what asks for nothing stays as it was
+    for fine in ({}, {"rule": "soft"}, {"rule": "weighted", "weights": {"anna": 1.0, "ben": 2.0}}):
+        read(**fine)
+    with pytest.raises(DataError, match="no weight for ben, who labeled"):
+        read(rule="weighted", weights={"anna": 1.0})
+    with pytest.raises(DataError, match=r"3 of 3 training pairs have no target_margin, first [0-9a-f]{16}"):
+        read(margins=True)
+    path.write_text("".join(json.dumps(row | {"annotations": []}) + "\n" for row in rows))
+    with pytest.raises(DataError, match="none of 3 training pairs has annotations"):
+        read(rule="soft")
 
 
 # ------------------------------------------------------------------------------------------------- the trainers

@@ -20,9 +20,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from workbench.data.label_check import check_labels
 from workbench.data.records_io import FILTER_FILE
 from workbench.data.turned import write_turned
-from workbench.errors import DataError
 from workbench.label_targets import noisy, preferring_share, smoothed, write_targets
 from workbench.packed import PackedPairs
 from workbench.stage_log import StageLog
@@ -48,7 +48,7 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     pairs = PackedPairs(inputs["pairs"])
     train = pairs.split_rows("train")
     meta = [pairs.meta(row) for row in range(len(pairs))]
-    check_annotated([meta[row] for row in train], use)
+    check_labels((meta[row] for row in train), use)
 
     share = np.ones(len(pairs))
     share[train] = [preferring_share(meta[row]["annotations"], use["rule"], use["weights"] or {}) for row in train]
@@ -81,25 +81,6 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     log.say(
         f"labels: {facts['told']}; {facts['turned']} of {len(train)} turned, mean target {facts['mean_target']:.3f}"
     )
-
-
-def check_annotated(meta: list[dict[str, Any]], use: dict[str, Any]) -> None:
-    """Refuses a rule or margins that the training pairs give nothing for.
-
-    Raises:
-        DataError: See `run`.
-    """
-    if use["rule"] != "majority" and not any(line["annotations"] for line in meta):
-        raise DataError(
-            f"data.labels.rule is {use['rule']}, but none of {len(meta)} training pairs has annotations; expected rows "
-            "with several annotators' labels, or rule: majority"
-        )
-    without = [line["pair_id"] for line in meta if line["target_margin"] is None]
-    if use["margins"] and without:
-        raise DataError(
-            f"data.labels.margins is true, but {len(without)} of {len(meta)} training pairs have no target_margin, "
-            f"first {without[0]}; give each one, or leave margins out: a margin for some pairs weighs them differently"
-        )
 
 
 def margins_of(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 from workbench.data.annotators import agreement_with_gold, annotators_from_config, raw_agreement
 from workbench.data.columns import LOOKED_AT
 from workbench.data.findings import SHOWN, Findings
+from workbench.data.label_check import check_labels
 from workbench.data.layout import Layout, held_out_layout
 from workbench.data.records_io import (
     CORPUS_FILE,
@@ -37,7 +38,7 @@ from workbench.data.records_io import (
 from workbench.data.simulate import SOURCE, form_pairs, label
 from workbench.data.sources import read_rows
 from workbench.data.splits import check_disjoint, check_fractions, check_not_empty, refuse_shared
-from workbench.data.table import PairTable, write_tables
+from workbench.data.table import PairTable, hex_id, write_tables
 from workbench.data.validate import Options, load_prompts, scan_pairs, source_name
 from workbench.errors import ConfigError, DataError
 from workbench.types import SPLITS, PreferencePair, Prompt
@@ -148,12 +149,14 @@ def file_pairs(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: 
 
     Args:
         config: {"preferences": hub id, if there is no `source`; "splits", "limit", "drop_invalid", "deduplicate",
-            "max_identical_fraction", "trust_remote_code", "layout": see `layout.Layout`}; any may be missing.
+            "max_identical_fraction", "trust_remote_code", "layout": see `layout.Layout`, "labels": {"rule", "weights",
+            "margins"}, what the training pairs must give}; any may be missing.
         inputs: `source`; `ood` (pairs, or prompts alone) and `tokenizer` (for conversations) are optional.
         out: Receives pairs.jsonl, prompts.jsonl (every prompt once) and report.json.
 
     Raises:
-        DataError: Something is wrong with the file, a split is empty, or a prompt is in two splits.
+        DataError: Something is wrong with the file, a split is empty, a prompt is in two splits, or `labels` asks for
+            what the pairs do not have.
     """
     fractions = check_fractions(config.get("splits") or DEFAULT_SPLITS)
     source: str | Path = inputs["source"] if "source" in inputs else str(config.get("preferences"))
@@ -166,6 +169,8 @@ def file_pairs(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: 
     table, report = scan_pairs(source, options, tokenizer=tokenizer, scratch=out)
     first = table.first_of_prompts()
     check_not_empty(Counter(SPLITS[at] for at in table.splits[first].tolist()), fractions)
+    if config.get("labels"):
+        check_labels(_train_labels(table), config["labels"])
     reports = report.to_json()
     tables: list[PairTable] = [table]
     prompts: list[Prompt] = []
@@ -180,6 +185,12 @@ def file_pairs(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: 
     made = "" if report.pairing is None else f" of {report.rows} rows"
     dropped = made or f"; {report.rows - report.kept} of {report.rows} dropped"
     log.say(f"pairs: {kept} from {source_name(source)}{dropped}")
+
+
+def _train_labels(table: PairTable) -> Iterator[dict[str, Any]]:
+    """{"pair_id", "annotations", "target_margin"} of each training pair."""
+    for at in np.flatnonzero(table.splits == SPLITS.index("train")).tolist():
+        yield {"pair_id": hex_id(table.pair_ids[at])} | json.loads(b"{" + table.parts(at).tail + b"}")
 
 
 def _ood(
