@@ -140,10 +140,6 @@ class TuningResults(Model):
     rule: str = Field(description="Sampler, pruner, seeds and selection: the same for every arm")
     seeds: list[int] = Field(description="Run seed of the search, then those of the repeats")
     upstream: str = Field(description="Digest of what the tuned values belong to: model, data, gold, SFT")
-    arms: dict[str, TunedArm]
-    order_by_trials: list[OrderAt] = Field(default_factory=list)
-    order_by_seconds: list[OrderAt] = Field(default_factory=list)
-    order_default: list[str] = Field(default_factory=list, description="Arms by the default's score on fresh seeds")
     untuned: dict[str, str] | None = Field(
         default=None,
         description="Digest of each setting that was not varied, by its place in the config; null: an older version's",
@@ -169,6 +165,11 @@ class TunedBy(Model):
     met: bool
     params: dict[str, Setting]
     spent: Spent
+    used: float | None = Field(default=None, description="What the search took, in the budget's unit")
+    largest: float | None = Field(default=None, description="The most that one trial took of it")
+    feasible: bool | None = Field(
+        default=None, description="false: no setting kept within max_kl, this one passes it least; null: none chosen"
+    )
 
 
 class TuningLedger(Model):
@@ -176,21 +177,9 @@ class TuningLedger(Model):
 
     study: str
     budget: Budgeted
-    used: float | None = Field(default=None, description="What the search took, in the budget's unit")
-    largest: float | None = Field(default=None, description="The most that one trial took of it")
-    feasible: bool | None = Field(
-        default=None, description="false: no setting kept within max_kl, this one passes it least; null: none chosen"
-    )
     rule: str
     objective: TunedObjective
     arms: dict[str, TunedBy]
-
-
-def ledger_of(found: TuningResults) -> TuningLedger:
-    """The ledger of a tuning; an arm without a chosen setting keeps the config's values, and says so by no params."""
-    arms = {
-        label: TunedBy(
-            study=arm.study, trials=arm.trials, complete=arm.complete, pruned=arm.pruned, failed=arm.failed,
     behind: dict[str, list[str]] = Field(
         default_factory=dict, description="Arm -> tuned reward model and arms that its reward or labels come from"
     )
@@ -198,7 +187,17 @@ def ledger_of(found: TuningResults) -> TuningLedger:
         default_factory=list, description="Of those, the ones that the config declares: named, and not charged"
     )
     warnings: list[str] = Field(default_factory=list, description="What tuning.json warns of")
+
+
+def ledger_of(found: TuningResults) -> TuningLedger:
+    """The ledger of a tuning; an arm without a chosen setting keeps the config's values, and says so by no params."""
+    arms = {
+        label: TunedBy(
+            study=arm.study, trials=arm.trials, complete=arm.complete, pruned=arm.pruned, failed=arm.failed,
             met=arm.met, params=arm.best.params if arm.best is not None else {}, spent=arm.spent,
+            used=_in_unit(found.budget.unit, arm, arm.spent_trials),
+            largest=max((_in_unit(found.budget.unit, arm, row.spent) for row in arm.rows), default=0.0),
+            feasible=arm.best.feasible if arm.best is not None else None,
         )
         for label, arm in found.arms.items()
     }  # fmt: skip
@@ -223,9 +222,6 @@ def _in_unit(unit: str, arm: TunedArm, spent: Spent) -> float:
 
 
 def load_tuning(home: Path, name: str) -> TuningResults:
-            used=_in_unit(found.budget.unit, arm, arm.spent_trials),
-            largest=max((_in_unit(found.budget.unit, arm, row.spent) for row in arm.rows), default=0.0),
-            feasible=arm.best.feasible if arm.best is not None else None,
     """Reads the tuning.json of a study by its name, or of a path.
 
     Raises:

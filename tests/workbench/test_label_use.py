@@ -177,6 +177,15 @@ def test_weights_decide_and_unknown_annotators_are_named(tmp_path: Path) -> None
         labeled(tmp_path, inputs, rule="weighted", weights={"anna": 1.0, "ben": 1.0})
 
 
+def test_a_margin_needs_a_majority_behind_it(tmp_path: Path) -> None:
+    even = packed(tmp_path, annotations=signed(("anna", True), ("ben", False)), target_margin=3.0)
+    values = read_targets(labeled(tmp_path, even, rule="soft", margins=True), 15)
+    assert values["target"][:12] == pytest.approx(0.5)
+    assert values["margin"].tolist() == [0.0] * 15  # a difference of log 1 is asked for, not the data's 3
+    values = read_targets(labeled(tmp_path, even, margins=True), 15)
+    assert values["margin"].tolist() == [3.0] * 12 + [0.0] * 3  # the majority's label is the data's
+
+
 def test_what_the_data_does_not_have_is_refused(tmp_path: Path) -> None:
     bare = packed(tmp_path / "bare", annotations=[], target_margin=None)
     with pytest.raises(DataError, match="none of 12 training pairs has annotations"):

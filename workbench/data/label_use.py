@@ -47,14 +47,18 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     use, noise = config["labels"], float(config["noise"])
     pairs = PackedPairs(inputs["pairs"])
     train = pairs.split_rows("train")
-    meta = [pairs.meta(row) for row in range(len(pairs))]
-    check_labels((meta[row] for row in train), use)
+    # Lines are read from the disk anew each time, not held: a dict a row is a kilobyte.
+    check_labels((pairs.meta(row) for row in train), use)
 
-    share = np.ones(len(pairs))
-    share[train] = [preferring_share(meta[row]["annotations"], use["rule"], use["weights"] or {}) for row in train]
-    wrong = np.zeros(len(pairs), dtype=bool)
-    wrong[train] = noisy([meta[row]["pair_id"] for row in train], noise, log.seed)
-    margin = margins_of(meta, train, use, given_wrong=share < 0.5)
+    share, given, wrong = np.ones(len(pairs)), np.zeros(len(pairs)), np.zeros(len(pairs), dtype=bool)
+    annotated = 0
+    for row in train:
+        line = pairs.meta(row)
+        share[row] = preferring_share(line["annotations"], use["rule"], use["weights"] or {})
+        wrong[row] = noisy([line["pair_id"]], noise, log.seed)[0]
+        given[row] = line["target_margin"] or 0.0
+        annotated += bool(line["annotations"])
+    margin = margins_of(given, share, use)
     share = np.where(wrong, 1.0 - share, share)
     flips = share < 0.5
     share = np.where(flips, 1.0 - share, share)
@@ -62,7 +66,7 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     smoothing[train] = use["smoothing"]
     target = np.where(smoothing > 0, smoothed(share, use["smoothing"]), share)
 
-    lines = [_line(line, flip) for line, flip in zip(meta, flips.tolist(), strict=True)]
+    lines = (_line(pairs.meta(row), flip) for row, flip in enumerate(flips.tolist()))
     write_turned(inputs["pairs"], inputs["reference_logprobs"], flips, lines, out)
     shutil.copyfile(inputs["pairs"] / FILTER_FILE, out / FILTER_FILE)
     soft = bool((target != 1.0).any() or (margin != 0.0).any())
@@ -73,7 +77,7 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
         "pairs": len(train),
         "turned": int(flips.sum()),
         "noisy": int(wrong.sum()),
-        "annotated": sum(bool(meta[row]["annotations"]) for row in train),
+        "annotated": annotated,
         "mean_target": float(target[train].mean()),
         "mean_margin": float(margin[train].mean()),
     }
@@ -83,15 +87,18 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     )
 
 
-def margins_of(
-    meta: list[dict[str, Any]], train: list[int], use: dict[str, Any], given_wrong: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """(N,) offsets in log-odds. Where the annotators overrule the data's choice its margin speaks for neither: 0."""
-    margin = np.zeros(len(meta))
-    if use["margins"]:
-        margin[train] = [use["margin_scale"] * meta[row]["target_margin"] for row in train]
-        margin[given_wrong] = 0.0
-    return margin
+def margins_of(given: NDArray[np.float64], share: NDArray[np.float64], use: dict[str, Any]) -> NDArray[np.float64]:
+    """(N,) offsets in log-odds. Where no majority of the annotators shares the data's choice, its margin speaks for
+    neither response: 0.
+
+    Args:
+        given: (N,) the data's margins; 0 outside the training pairs.
+        share: (N,) of the annotators who prefer the chosen response.
+        use: `data.labels`.
+    """
+    if not use["margins"]:
+        return np.zeros(len(given))
+    return np.asarray(np.where(share > 0.5, use["margin_scale"] * given, 0.0))
 
 
 def words(use: dict[str, Any], noise: float) -> str:

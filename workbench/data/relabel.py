@@ -54,7 +54,8 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     pairs = PackedPairs(inputs["pairs"])
     train = pairs.split_rows("train")
     found = json.loads((inputs["margins"] / "margins.json").read_text(encoding="utf-8"))
-    if found["pair_id"] != [pairs.meta(row)["pair_id"] for row in train]:
+    ids = (pairs.meta(row)["pair_id"] for row in train)
+    if len(found["pair_id"]) != len(train) or any(one != own for one, own in zip(found["pair_id"], ids, strict=True)):
         raise IntegrityError(
             f"margins of {len(found['pair_id'])} pairs, expected those of the {len(train)} training pairs in their "
             "order; delete the stage's artifact and run again",
@@ -65,10 +66,10 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     flips[train] = turned(ordered, config["rule"], np.random.default_rng(log.seed))
 
     # Annotators and margins belong to the labels that were replaced.
-    meta = [
+    meta = (
         line | {"annotations": [], "target_margin": None} if line["split"] == "train" else line
         for line in (pairs.meta(row) for row in range(len(pairs)))
-    ]
+    )
     write_turned(inputs["pairs"], inputs["reference_logprobs"], flips, meta, out)
     shutil.copyfile(inputs["pairs"] / FILTER_FILE, out / FILTER_FILE)
     if config["rule"] == "soft":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ FLIPS_FILE: Final = "flips.npy"
 
 
 def write_turned(
-    source: Path, reference: Path, flips: NDArray[np.bool_], meta: Sequence[dict[str, Any]], out: Path
+    source: Path, reference: Path, flips: NDArray[np.bool_], meta: Iterable[dict[str, Any]], out: Path
 ) -> None:
     """Writes packed pairs, flips.npy and logprobs.npz; nothing is computed anew.
 
@@ -24,7 +24,7 @@ def write_turned(
         source: Packed pairs.
         reference: The reference's log-probabilities of them.
         flips: (N,) which pairs are turned.
-        meta: One line of rows.jsonl for each pair, as it stands after the turns.
+        meta: One line of rows.jsonl for each pair, as it stands after the turns; read once.
         out: Where to.
 
     Raises:
@@ -37,11 +37,13 @@ def write_turned(
             "the reference log-probabilities are of other pairs; delete the stage's artifact and run again",
             where=str(reference),
         )
-    rows: list[Any] = []  # views of the mapped file: nothing is copied
-    for index, flip in enumerate(flips.tolist()):
-        prompt, chosen, rejected = pairs.row(index)
-        rows.append((prompt, rejected, chosen) if flip else (prompt, chosen, rejected))
-    write_packed_pairs(out, rows, meta)
+
+    def rows() -> Iterator[tuple[Any, Any, Any]]:
+        for index, flip in enumerate(flips.tolist()):
+            prompt, chosen, rejected = pairs.row(index)
+            yield (prompt, rejected, chosen) if flip else (prompt, chosen, rejected)
+
+    write_packed_pairs(out, rows(), meta)
     np.save(out / FLIPS_FILE, flips, allow_pickle=False)
     np.savez(
         out / "logprobs.npz",
@@ -67,8 +69,8 @@ def train_digests(folder: Path, rows: Sequence[int] | None = None) -> tuple[str,
     if flips.shape != (len(pairs),):
         raise IntegrityError(f"{len(pairs)} pairs but flips of shape {flips.shape}", where=str(folder))
     picked = pairs.split_rows("train") if rows is None else list(rows)
-    restored = []
-    for row in picked:
-        prompt, chosen, rejected = pairs.row(row)
-        restored.append(row_hash(prompt, rejected, chosen) if flips[row] else row_hash(prompt, chosen, rejected))
+    restored = (
+        row_hash(prompt, rejected, chosen) if flips[row] else row_hash(prompt, chosen, rejected)
+        for row, (prompt, chosen, rejected) in ((row, pairs.row(row)) for row in picked)
+    )
     return pairs.ids_digest(picked), rows_digest(restored)
