@@ -16,7 +16,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -223,19 +223,27 @@ class Drive:
                 self.pool.prune(job["job"])
         elif event == "done" and arm is not None:
             trial = Trial.from_json(message["trial"])
+            if trial.status == "died":
+                self._died(job, trial.reason or "it died", trial)
+                return
             arm.ended(job, trial)
             if trial.status == "pruned" and trial.policy is not None:
                 remove_tree(self.store.work(trial.policy))  # what it cost is written down
         elif event == "error":
             raise _error(message)
         elif event == "died":
-            self.deaths[job["job"]] = deaths = self.deaths.get(job["job"], 0) + 1
-            if deaths < MOST_DEATHS:
-                self.pool.submit(job)  # its stage goes on from its checkpoint
-            elif arm is not None:
-                arm.ended(job, Trial(status="failed", reason=f"{message['why']}, twice; most likely memory ran out"))
-            else:
-                raise ResourceError(f"the stages that all trials share could not be built: {message['why']}")
+            self._died(job, f"{message['why']}; most likely memory ran out", None)
+
+    def _died(self, job: Message, why: str, trial: Trial | None) -> None:
+        """A worker, or a stage of the trial's own, died: once more, then the trial has failed."""
+        arm = self.arms.get(job.get("label", ""))
+        self.deaths[job["job"]] = deaths = self.deaths.get(job["job"], 0) + 1
+        if deaths < MOST_DEATHS:
+            self.pool.submit(job)  # its stage goes on from its checkpoint
+        elif arm is not None:
+            arm.ended(job, replace(trial or Trial(status="failed"), status="failed", reason=f"died twice: {why}"))
+        else:
+            raise ResourceError(f"the stages that all trials share could not be built: {why}")
 
 
 def _error(message: Message) -> WorkbenchError:
@@ -266,6 +274,19 @@ def joined(before: TuningResults, found: dict[str, TunedArm], budget: Budgeted, 
     return {label: arm for label, arm in before.arms.items() if same and label not in found} | found
 
 
+def left_out(before: TuningResults, found: dict[str, TunedArm], budget: Budgeted, rule: str) -> dict[str, str]:
+    """Arms that an earlier command tuned and `found` lacks, with the reason."""
+    reasons = []
+    if before.budget != budget:
+        reasons.append(f"with a budget of {before.budget.amount:g} {before.budget.unit}")
+    if before.rule != rule:
+        reasons.append(f"by another rule ({before.rule})")
+    why = f"tuned {' and '.join(reasons)}; tune it again to have it in this file"
+    return {
+        label: one for label, one in (before.left_out | dict.fromkeys(before.arms, why)).items() if label not in found
+    }
+
+
 def collect(
     comparison: Comparison, name: str, arms: dict[str, ArmSweep], storage: str, before: TuningResults | None
 ) -> TuningResults:
@@ -275,8 +296,10 @@ def collect(
     objective = tuning.objective
     found = {label: arm.result() for label, arm in arms.items()}
     budget, rule = Budgeted(unit=tuning.budget.unit, amount=tuning.budget.amount), rule_of(tuning)
+    others: dict[str, str] = {}
     if before is not None:
         found = joined(before, found, budget, rule)
+        others = left_out(before, found, budget, rule)
     by_trials, by_seconds = orders(found)
     warnings = []
     oracle = objective.scorer == "gold"
@@ -287,6 +310,8 @@ def collect(
         warnings.append("No repeats: the best value is the search's own, and the search flatters its winner.")
     if objective.scorer == "proxy" and policies:
         warnings.append("Settings were chosen by the proxy, which PPO, RLOO, GRPO and best-of-n optimize.")
+    warnings += [line for arm in arms.values() for line in arm.warnings()]
+    warnings += [f"{label} is left out: {why}." for label, why in others.items()]
     warnings += [
         f"{label}: no setting kept within KL {objective.max_kl:g}; the chosen one passes it least."
         for label, arm in found.items()
@@ -300,8 +325,9 @@ def collect(
         ),
         budget=budget, rule=rule,
         seeds=run_seeds(tuning), upstream=upstream_digest(comparison), untuned=untuned(comparison, found), arms=found,
-        order_by_trials=by_trials, order_by_seconds=by_seconds, order_default=order_by(found, "default"),
-        order_tuned=order_by(found, "best"), warnings=warnings,
+        order_by_trials=by_trials,
+        order_by_seconds=by_seconds, order_default=order_by(found, "default"), order_tuned=order_by(found, "best"),
+        warnings=warnings, left_out=others,
     )  # fmt: skip
 
 

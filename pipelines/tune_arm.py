@@ -13,6 +13,7 @@ from pipelines.tune_pool import Message
 from workbench.config import Comparison
 from workbench.results_tuning import State, TrialRow, TunedArm
 from workbench.tuning import Asked, Study
+from workbench.tuning_budget import BARREN_IN_A_ROW, Counted, counted
 from workbench.tuning_choice import Sweep, arm_result, charge, finalists, is_share, metric_of
 from workbench.tuning_measure import (
     Trial,
@@ -21,7 +22,6 @@ from workbench.tuning_measure import (
     new_costs,
     read_trial,
     score_of,
-    spent_in,
     violation,
     write_trial,
 )
@@ -54,8 +54,8 @@ class ArmSweep:
         self.again: list[Asked] = []  # ended trials whose record is not in this home
         for told in study.ended():
             self.params[told.number], self.intermediate[told.number] = told.params, told.intermediate
-            record = read_trial(self._path(told.number, self.tuning.seed))
-            if record is not None:
+            record = self._read(told.number, self.tuning.seed, told.params)
+            if record is not None and record.status == told.state:
                 self.records[told.number] = record
             elif told.state == "complete":
                 self.again.append(Asked(number=told.number, params=told.params))
@@ -67,13 +67,17 @@ class ArmSweep:
 
     # --- budget --------------------------------------------------------------------------------------------------
 
-    def spent(self) -> Cost:
-        """What the ended trials cost, each stage once."""
-        charged: set[str] = set()
-        total = Cost()
-        for number in sorted(self.records):
-            total = total.plus(new_costs(self.records[number].costs, charged))
-        return total
+    def counted(self) -> Counted:
+        """What the ended trials count against the budget."""
+        ended = ((self.params[number], self.records[number]) for number in sorted(self.records))
+        return counted(self.tuning.budget.unit, ended)
+
+    def exhausted(self) -> str | None:
+        """Why the arm ends before its budget is spent; None where it does not."""
+        budget = self.tuning.budget
+        if budget.unit == "trials" or not self.counted().exhausted:
+            return None
+        return f"the last {BARREN_IN_A_ROW} trials cost nothing and tried nothing new; no more is tried"
 
     def progress(self) -> float:
         """Part of the budget that is spent, trials that run taken for average ones."""
@@ -81,18 +85,18 @@ class ArmSweep:
         begun = self.study.count() - len(self.queue)
         if budget.unit == "trials":
             return begun / budget.amount
-        ended = len(self.records)
-        spent = spent_in(budget.unit, ended, self.spent())
-        return (spent + len(self.live) * (spent / ended if ended else budget.amount / 4)) / budget.amount
+        ended, spent = len(self.records), self.counted().amount
+        part = (spent + len(self.live) * (spent / ended if ended else budget.amount / 4)) / budget.amount
+        return part if self.exhausted() is None else max(1.0, part)
 
     def finished(self) -> bool:
         """Nothing is left to run in the search."""
         return not self.queue and not self.again and not self.live and self.progress() >= 1
 
     def met(self) -> bool:
-        """The whole budget is spent."""
-        budget = self.tuning.budget
-        return spent_in(budget.unit, len(self.records), self.spent()) >= budget.amount
+        """The whole budget is spent, or there was nothing left to spend it on."""
+        tried = self.exhausted() is not None and any(one.status == "complete" for one in self.records.values())
+        return tried or self.counted().amount >= self.tuning.budget.amount
 
     # --- jobs ----------------------------------------------------------------------------------------------------
 
@@ -116,7 +120,7 @@ class ArmSweep:
             self._job(Asked(number=row.number, params=dict(row.params)), seed, "repeat")
             for seed in seeds
             for row in rows
-            if read_trial(self._path(row.number, seed)) is None
+            if self._read(row.number, seed, row.params) is None
         ]
 
     def _job(self, asked: Asked, seed: int, purpose: str) -> Message:
@@ -147,7 +151,12 @@ class ArmSweep:
         number, seed = job["number"], job["seed"]
         if trial.status == "pruned":
             trial = replace(trial, reason=self.stopped.get(number, "pruned"))
-        write_trial(self._path(number, seed), trial)
+        value = self._value(trial)
+        if trial.status == "complete" and value is None:
+            trial = replace(trial, status="failed", reason="no response was scored")
+        write_trial(self._path(number, seed), trial, self.study.name, job["params"])
+        if trial.warning is not None:
+            self.say(f"{self.label} trial {number}: {trial.warning}")
         if job["purpose"] == "repeat":
             self.say(f"{self.label} trial {number} on seed {seed}: {self._told(trial)}")
             return
@@ -157,19 +166,17 @@ class ArmSweep:
         del self.live[number]
         kl = kl_of({seed: trial.kl}, trial.bound)
         limit = self.tuning.objective.max_kl
-        value = self._value(trial)
-        state, values = trial.status, list[float]()
-        if state == "complete" and value is None:
-            state = "failed"
-            self.records[number] = trial = replace(trial, status=state, reason="no response was scored")
-        elif state == "complete" and value is not None:
+        values = list[float]()
+        if trial.status == "complete" and value is not None:
             nats = [] if kl is None or kl.value is None else [kl.value]
             values = [value, *(nats if self.tuning.objective.against_kl else [])]
         extra = {"reason": trial.reason, "seq_kl": None if kl is None else kl.value, "spent_cpu_s": _cpu_s(trial)}
-        self.study.tell(number, state, values or None, extra, None if limit is None else violation(kl, limit))
+        self.study.tell(number, trial.status, values or None, extra, None if limit is None else violation(kl, limit))
         budget = self.tuning.budget
         of = f" of {budget.amount:.0f}" if budget.unit == "trials" else ""
         self.say(f"{self.label} trial {number + 1}{of}: {self._told(trial)}")
+        if (why := self.exhausted()) is not None and not self.live:
+            self.say(f"{self.label}: {why}")
 
     def _value(self, trial: Trial) -> float | None:
         return score_of({self.tuning.seed: trial.scores}, proportion=is_share(self.label, self.tuning)).value
@@ -184,6 +191,14 @@ class ArmSweep:
 
     def _path(self, number: int, seed: int) -> Path:
         return self.folder / f"{number:04d}-{seed}.json"
+
+    def _read(self, number: int, seed: int, params: Mapping[str, Any]) -> Trial | None:
+        return read_trial(self._path(number, seed), self.study.name, params)
+
+    def warnings(self) -> list[str]:
+        """What went wrong beside its trials, and why it ended early."""
+        found = [f"{self.label} trial {n}: {one.warning}" for n, one in sorted(self.records.items()) if one.warning]
+        return [*found, *([f"{self.label}: {why}."] if (why := self.exhausted()) is not None else [])]
 
     # --- results -------------------------------------------------------------------------------------------------
 
@@ -222,7 +237,7 @@ class ArmSweep:
         count = self.tuning.repeats.seeds
         for row in finalists(rows, self.tuning):
             for seed in range(self.tuning.seed + 1, self.tuning.seed + 1 + count):
-                again = read_trial(self._path(row.number, seed))
+                again = self._read(row.number, seed, row.params)
                 if again is not None:
                     fresh[row.number, seed] = again
                     repeats = repeats.plus(new_costs(again.costs, charged))
@@ -230,7 +245,8 @@ class ArmSweep:
             label=self.label, kind=self.kind, study=self.study.name, rows=rows, scores=self.records, fresh=fresh,
             met=self.met(),
         )  # fmt: skip
-        return arm_result(sweep, self.tuning, self.study.importance(), self.study.pareto(), repeats)
+        found = arm_result(sweep, self.tuning, self.study.importance(), self.study.pareto(), repeats)
+        return found.model_copy(update={"free": self.counted().free, "exhausted": self.exhausted()})
 
 
 def _cpu_s(trial: Trial) -> float:

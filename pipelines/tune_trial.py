@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +17,7 @@ from pipelines.sources import Origin
 from pipelines.tune_graph import SPLIT, own_stages, trial_comparison, trial_graph
 from workbench.config import Comparison, Tuning
 from workbench.config_base import BASELINE
-from workbench.errors import ConfigError, DivergenceError, IntegrityError
+from workbench.errors import ConfigError, DivergenceError, IntegrityError, ResourceError, WorkbenchError
 from workbench.executors import run as execute
 from workbench.outcome import Event, Outcome
 from workbench.stage_log import total_cost
@@ -27,6 +30,8 @@ from workbench.types import Cost
 if TYPE_CHECKING:
     from workbench.tuning_probe import Probe
 
+_log = logging.getLogger(__name__)
+DEATHS = ("ran out of memory", "because memory ran out", "'s process ended with", "the model does not fit the device")
 Report = Callable[[int, Mapping[str, float]], None]
 """(rung, prompt -> score there)"""
 
@@ -94,11 +99,13 @@ class TrialRunner:
             outcome = execute(list(graph.stages.values()), self.store, workers=1, wait_s=self.wait_s, on_event=hear)
         finally:
             self.pruned = Trial(status="pruned", reason="pruned", costs=watch.costs(), policy=watch.policy_key)
-        known: dict[str, Any] = {"costs": watch.costs(), "policy": watch.policy_key}
+        known: dict[str, Any] = {"costs": watch.costs(), "policy": watch.policy_key, "warning": watch.warning}
         if outcome.failures:
-            failure = min(outcome.failures.values(), key=lambda one: one.exit_code)
+            instance, failure = min(outcome.failures.items(), key=lambda one: one[1].exit_code)
             if isinstance(failure, DivergenceError):
                 return Trial(status="failed", reason=failure.message, **known)
+            if instance in watch.charged and is_death(failure):
+                return Trial(status="died", reason=failure.message.partition(". Nothing was changed")[0], **known)
             raise failure
         if outcome.skipped:
             raise IntegrityError(f"stages were skipped without a failure: {dict(outcome.skipped)}")
@@ -165,6 +172,7 @@ class Watch:
         self.policy_key: str | None = None
         self.look = f"probe-{uuid.uuid4().hex}"
         self.probed = Cost()
+        self.warning: str | None = None
 
     def __call__(self, event: Event) -> None:
         """Takes one event of the executor."""
@@ -196,9 +204,34 @@ class Watch:
             self.next_rung += 1
             if self.report is None or event.done >= event.total:
                 continue  # too late to save anything
-            scores, cost = self.runner.probe(self.graph, self.run, self.paths).scores(ready[0])
-            self.probed = self.probed.plus(cost)
+            scores = self._scores(ready[0])
+            if scores is None:
+                return
             self.report(self.next_rung, scores)
+
+    def _scores(self, folder: Path) -> dict[str, float] | None:
+        """Scores of a checkpoint; None, and a warning, where it cannot be scored: the trial goes on unpruned."""
+        wall_s, cpu_s = time.monotonic(), time.process_time()
+        try:
+            scores, cost = self.runner.probe(self.graph, self.run, self.paths).scores(folder)
+            if not all(map(math.isfinite, scores.values())):
+                raise ValueError("a score is not finite")
+        except Exception as error:  # whatever it is, the executor would swallow it, and nobody would know
+            self.report = None
+            told = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+            self.warning = f"{folder.name} could not be scored ({told}); it was not pruned"
+            _log.warning("%s", self.warning, exc_info=True)
+            wall_s, cpu_s = time.monotonic() - wall_s, time.process_time() - cpu_s
+            gpu_s = wall_s if self.runner.origin.device == "cuda" else 0.0
+            self.probed = self.probed.plus(Cost(wall_s=wall_s, cpu_s=cpu_s, gpu_s=gpu_s))
+            return None
+        self.probed = self.probed.plus(cost)
+        return scores
+
+
+def is_death(failure: WorkbenchError) -> bool:
+    """Whether a stage ran out of memory or was killed, which other settings may not; a full disk is none."""
+    return isinstance(failure, ResourceError) and any(words in failure.message for words in DEATHS)
 
 
 def _inputs(inputs: Mapping[str, Any]) -> list[str]:

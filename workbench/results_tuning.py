@@ -90,7 +90,11 @@ class TunedArm(Model):
     complete: Count
     pruned: Count
     failed: Count
-    met: bool = Field(description="The whole budget was spent")
+    met: bool = Field(description="The whole budget was spent, or there was nothing left to spend it on (`exhausted`)")
+    free: Count = Field(
+        default=0, description="Trials that added no cost; against the budget each counts as the earlier ones' mean"
+    )
+    exhausted: str | None = Field(default=None, description="Why it ended before its budget was spent")
     best: Best | None = Field(description="null: no trial is complete")
     default: Repeated | None = Field(default=None, description="The config's own values, on the same seeds as best")
     gain: Compared | None = Field(default=None, description="best less default on fresh seeds, paired by prompt")
@@ -144,7 +148,14 @@ class TuningResults(Model):
         default=None,
         description="Digest of each setting that was not varied, by its place in the config; null: an older version's",
     )
+    arms: dict[str, TunedArm]
+    order_by_trials: list[OrderAt] = Field(default_factory=list)
+    order_by_seconds: list[OrderAt] = Field(default_factory=list)
+    order_default: list[str] = Field(default_factory=list, description="Arms by the default's score on fresh seeds")
     order_tuned: list[str] = Field(default_factory=list, description="Arms by the chosen setting's")
+    left_out: dict[str, str] = Field(
+        default_factory=dict, description="Arms that an earlier command tuned with another budget or rule, and why"
+    )
     mlflow: dict[str, Any] = Field(default_factory=dict)
     figures: list[str] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)

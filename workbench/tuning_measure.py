@@ -6,6 +6,7 @@ of differences. Numpy and scipy alone.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -33,12 +34,14 @@ class Trial:
     """What one trial in one run seed came to.
 
     Args:
-        status: complete, pruned, failed (diverged, or settings that do not fit each other).
+        status: complete, pruned, failed (diverged, died twice, or settings that do not fit each other); from a worker
+            also died (a stage of its own ran out of memory or was killed), which is tried once more.
         scores: prompt -> value of the objective there; empty where it did not get that far.
         kl: prompt -> KL in nats a response, or None; `bound`: best-of-n's, by its formula.
         reason: Why it is not complete.
         costs: key of each stage it is charged for -> its cost; a key is charged once for an arm.
         policy: Key of the stage that trains (or selects), for its curves; None where it is not known.
+        warning: What went wrong beside it, as a checkpoint that could not be scored.
     """
 
     status: str
@@ -48,10 +51,13 @@ class Trial:
     reason: str | None = None
     costs: Mapping[str, Cost] = field(default_factory=dict)
     policy: str | None = None
+    warning: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON."""
-        plain = {name: getattr(self, name) for name in ("status", "scores", "kl", "bound", "reason", "policy")}
+        plain = {
+            name: getattr(self, name) for name in ("status", "scores", "kl", "bound", "reason", "policy", "warning")
+        }
         return plain | {"costs": {key: vars(cost) for key, cost in self.costs.items()}}
 
     @classmethod
@@ -201,17 +207,26 @@ def seconds_of(cost: Cost) -> float:
     return cost.gpu_s or cost.cpu_s
 
 
-def write_trial(path: Path, trial: Trial) -> None:
+def identity_of(study: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record belongs to, whatever database numbered the trial: the study's name and the settings."""
+    text = json.dumps([study, params], sort_keys=True, separators=(",", ":"))
+    return {"study": study, "params": dict(params), "digest": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def write_trial(path: Path, trial: Trial, study: str, params: Mapping[str, Any]) -> None:
     """Writes a trial's record in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.new")
-    aside.write_text(json.dumps(trial.to_json(), allow_nan=False), encoding="utf-8")
+    plain = trial.to_json() | {"of": identity_of(study, params)}
+    aside.write_text(json.dumps(plain, allow_nan=False), encoding="utf-8")
     aside.replace(path)
 
 
-def read_trial(path: Path) -> Trial | None:
-    """A trial's record; None where there is none."""
+def read_trial(path: Path, study: str, params: Mapping[str, Any]) -> Trial | None:
+    """A trial's record; None where there is none, or where it is another study's or of other settings."""
     try:
-        return Trial.from_json(json.loads(path.read_text(encoding="utf-8")))
+        plain = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    of = plain.pop("of", None) or {}
+    return Trial.from_json(plain) if of.get("digest") == identity_of(study, params)["digest"] else None

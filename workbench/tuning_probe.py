@@ -52,6 +52,7 @@ class Probe:
         dtype: str,
         split: str,
     ) -> None:
+        began = (time.monotonic(), time.process_time())
         self.placement, self.objective, self.seed = Placement(device=device, dtype=dtype), objective, seed
         self.trust, self.batch_size = bool(decoding["trust_remote_code"]), int(decoding["batch_size"])
         self.decoding = Decoding(
@@ -70,24 +71,33 @@ class Probe:
             if self.judge is not None
             else None
         )
-        self.baseline = self._values(read_policy_set(sft).folder())[0] if objective.metric == "win_rate" else None
+        self.baseline, tokens, flops = None, 0, 0.0
+        if objective.metric == "win_rate":
+            self.baseline, tokens, flops = self._values(read_policy_set(sft).folder())
+        # Loading it is charged to the trial that looks first.
+        self.unpaid = self._cost(began, len(self.baseline or ()), tokens, flops)
 
     def scores(self, folder: Path) -> tuple[dict[str, float], Cost]:
-        """prompt -> the objective there, and what the look cost."""
-        wall_s, cpu_s = time.monotonic(), time.process_time()
+        """prompt -> the objective there, and what the look cost; the first one pays for loading the scorer."""
+        began = (time.monotonic(), time.process_time())
         values, tokens, flops = self._values(folder)
         if self.baseline is not None:
             values = [win_probability([a], [b]) for a, b in zip(values, self.baseline, strict=True)]
-        wall_s = time.monotonic() - wall_s
-        cost = Cost(
+        cost = self._cost(began, len(values), tokens, flops).plus(self.unpaid)
+        self.unpaid = Cost()
+        return {row["prompt_id"]: value for row, value in zip(self.rows, values, strict=True)}, cost
+
+    def _cost(self, began: tuple[float, float], scored: int, tokens: int, flops: float) -> Cost:
+        """Of what began at (wall, CPU) seconds."""
+        wall_s = time.monotonic() - began[0]
+        return Cost(
             wall_s=wall_s,
-            cpu_s=time.process_time() - cpu_s,
+            cpu_s=time.process_time() - began[1],
             gpu_s=wall_s if self.placement.device == "cuda" else 0.0,
             flops=flops,
             tokens_generated=tokens,
-            reward_queries=len(values) if self.judge is not None else 0,
+            reward_queries=scored if self.judge is not None else 0,
         )
-        return {row["prompt_id"]: value for row, value in zip(self.rows, values, strict=True)}, cost
 
     def _values(self, folder: Path) -> tuple[list[float], int, float]:
         """One score a prompt, tokens drawn, operations."""

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
-from pipelines.tune_trial import Watch
+from pipelines.tune_trial import Watch, is_death
 from workbench.config_tuning import Tuning
-from workbench.fsio import append_json
+from workbench.errors import ResourceError
+from workbench.fsio import append_json, disk_full
 from workbench.outcome import Event
 from workbench.store import Store
 from workbench.types import Cost
+from workbench.worker import as_error, out_of_memory_advice
 
 POLICY = "dpo[dpo,seed=1]"
 KEY = "ab" * 32
@@ -32,7 +34,8 @@ class Scored:
 
 def watch(home: Path, reports: list[Any], **pruner: Any) -> tuple[Watch, Scored]:
     probe, tuning = Scored(), Tuning(pruner=pruner)
-    runner: Any = SimpleNamespace(tuning=tuning, store=Store(home), probe=lambda *_: probe)
+    origin = SimpleNamespace(device="cpu")
+    runner: Any = SimpleNamespace(tuning=tuning, store=Store(home), probe=lambda *_: probe, origin=origin)
     graph: Any = SimpleNamespace(arms={("dpo", 1): {"policy": POLICY, "generations": "generations[dpo]"}})
     return Watch(runner, graph, "dpo", 1, lambda rung, scores: reports.append((rung, scores))), probe
 
@@ -91,3 +94,40 @@ def test_stages_are_charged_once_whether_they_ended_or_not(tmp_path: Path, finis
     assert costs[KEY].cpu_s == (3.0 if finished else 2.0)
     assert sum(cost.cpu_s for cost in costs.values()) == costs[KEY].cpu_s + 0.5
     assert one.policy_key == KEY
+
+
+@pytest.mark.parametrize("broken", ["an error", "a nan"])
+def test_a_checkpoint_that_cannot_be_scored_is_told_and_charged(tmp_path: Path, broken: str) -> None:
+    reports: list[Any] = []
+    one, probe = watch(tmp_path, reports, kind="median", at=[0.25, 0.5])
+
+    def scores(folder: Path) -> tuple[dict[str, float], Cost]:
+        probe.seen.append(folder.name)
+        sum(range(200_000))  # it takes a while to find out
+        if broken == "an error":
+            raise RuntimeError("no such layer\nin detail")
+        return {"p": float("nan")}, Cost(cpu_s=0.5)
+
+    probe.scores = scores  # type: ignore[method-assign]
+    keep(tmp_path, 60)
+    one(progress(60))
+    one(progress(70))
+    assert (probe.seen, reports) == (["step-000060"], [])  # once is enough
+    assert one.warning is not None
+    assert ("no such layer" if broken == "an error" else "finite") in one.warning
+    assert "not pruned" in one.warning
+    assert sum(cost.cpu_s for cost in one.costs().values()) > 0
+
+
+def test_what_kills_one_trial_is_told_from_what_stops_them_all(tmp_path: Path) -> None:
+    deaths = [
+        as_error(MemoryError(), "dpo[dpo,seed=1]", tmp_path),
+        as_error(RuntimeError("DefaultCPUAllocator: can't allocate memory"), "dpo", tmp_path),
+        ResourceError(out_of_memory_advice("dpo's process was killed (SIGKILL), most likely because memory ran out")),
+        ResourceError("dpo's process ended with signal SIGSEGV; its output is in log.txt."),
+        ResourceError("the model does not fit the device: CUDA out of memory", where="x"),
+    ]
+    assert all(map(is_death, deaths))
+    others = [disk_full("Running dpo", tmp_path), ResourceError("cannot start a worker")]
+    assert not is_death(as_error(ValueError("x"), "dpo", tmp_path))
+    assert not any(map(is_death, others))

@@ -24,6 +24,7 @@ from workbench.results_tuning import (
     load_tuning,
 )
 from workbench.sides import with_tuning
+from workbench.tuning_budget import counted
 from workbench.tuning_choice import Sweep, arm_result, best_so_far, charge, finalists, order_by, ordered, orders
 from workbench.tuning_figures import draw
 from workbench.tuning_measure import Trial, feasible, kl_of, read_trial, score_of, write_trial
@@ -185,11 +186,35 @@ def test_the_file_survives_and_a_wrong_one_is_named(tmp_path: Path) -> None:
         load_tuning(tmp_path, "t-1")
 
 
-def test_a_trials_record_survives(tmp_path: Path) -> None:
-    one = trial(0.3, reason=None, policy="abc")
-    write_trial(tmp_path / "a" / "0.json", one)
-    assert read_trial(tmp_path / "a" / "0.json") == one
-    assert read_trial(tmp_path / "none.json") is None
+def test_a_trials_record_survives_and_is_taken_for_no_other_trials(tmp_path: Path) -> None:
+    one, path, params = trial(0.3, reason=None, policy="abc"), tmp_path / "a" / "0.json", {"beta": 0.1, "k": None}
+    write_trial(path, one, "t-1/dpo", params)
+    assert read_trial(path, "t-1/dpo", {"k": None, "beta": 0.1}) == one
+    assert read_trial(path, "t-1/dpo", {"beta": 0.2, "k": None}) is None
+    assert read_trial(path, "t-2/dpo", params) is None
+    assert read_trial(tmp_path / "none.json", "t-1/dpo", params) is None
+    path.write_text(json.dumps(one.to_json()))  # of nobody knows what
+    assert read_trial(path, "t-1/dpo", params) is None
+
+
+def test_free_trials_count_as_the_mean_so_that_every_budget_is_spent() -> None:
+    pool = {"pool": Cost(cpu_s=9.0, tokens_generated=500)}
+    shared = [({"n": n}, Trial(status="complete", costs=pool)) for n in range(2, 22)]
+    found = counted("tokens", shared)
+    assert (found.amount, found.free, found.exhausted) == (20 * 500, 19, False)
+    assert counted("trials", shared).amount == 20
+    paid = [({"n": 1}, Trial(status="complete", costs={"a": Cost(cpu_s=4.0)})), ({"n": 2}, Trial(status="complete"))]
+    assert counted("seconds", paid).amount == 8.0
+
+
+def test_trials_that_cost_nothing_and_try_nothing_new_end_an_arm() -> None:
+    paid = ({"n": 4}, Trial(status="complete", costs={"pool": Cost(tokens_generated=500)}))
+    again = [({"n": 4}, Trial(status="complete"))] * 10
+    assert not counted("tokens", [paid, *again[:9]]).exhausted
+    assert counted("tokens", [paid, *again]).exhausted
+    assert not counted("tokens", [paid, *again, ({"n": 5}, Trial(status="complete"))]).exhausted
+    unfit = [({"n": n}, Trial(status="failed", reason="settings that do not fit")) for n in range(10)]
+    assert counted("seconds", unfit).exhausted
 
 
 def test_figures_are_drawn_for_what_there_is(tmp_path: Path) -> None:
