@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,10 @@ from workbench.cli_common import Command
 from workbench.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pydantic import ValidationError
+
     from workbench.config import Comparison
+    from workbench.data.layout import Layout
     from workbench.data.validate import Options
 
 SPLITS = (0.1, 0.1)
@@ -83,6 +85,7 @@ def _of_config(
     from pipelines.graph_data import _file_config
     from pipelines.sources import hub_name
     from workbench.config import check_paths, load_config
+    from workbench.data.layout import Layout
 
     comparison = load_config(config, tuple(overrides))
     check_paths(comparison)
@@ -91,7 +94,7 @@ def _of_config(
     names = ("drop_invalid", "deduplicate", "max_identical_fraction", "limit")
     fields = {name: given[name] for name in names}
     if given.get("layout") is not None:
-        fields["layout"] = _layout(json.dumps(given["layout"]))
+        fields["layout"] = Layout.from_config(given["layout"])
     return comparison, source or hub_name(data), fields, data.splits.model_dump()
 
 
@@ -103,16 +106,38 @@ def _policy(comparison: Comparison) -> Path | None:
     return None if model.policy is None else model_folder(model.policy, model.revision)
 
 
-def _layout(text: str) -> Any:
-    import yaml
+def _layout(text: str) -> Layout:
+    """A layout as the config's data block checks it.
 
+    Raises:
+        ConfigError: Names every field that is wrong.
+    """
+    import yaml
+    from pydantic import ValidationError
+
+    from workbench.config_data import LAYOUT, Data
     from workbench.data.layout import Layout
 
     try:
         value = yaml.safe_load(text)
-        return Layout.from_config(value)
-    except (yaml.YAMLError, TypeError) as error:
+    except yaml.YAMLError as error:
         raise ConfigError(f"--layout: {str(error).splitlines()[0]}; expected {{format: ..., pairing: ...}}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"--layout: got {text[:40]!r}, expected {{format: ..., pairing: ...}}")
+    if unknown := [str(name) for name in value if name not in LAYOUT]:
+        raise ConfigError(f"--layout: no field {', '.join(unknown)}; the fields are {', '.join(sorted(LAYOUT))}")
+    try:
+        return Layout.from_config(Data.model_validate({"preferences": "SOURCE", **value}).layout())
+    except ValidationError as error:
+        raise ConfigError(f"--layout: {'; '.join(_faults(error))}") from error
+
+
+def _faults(error: ValidationError) -> Iterator[str]:
+    """Each fault with its field."""
+    for one in error.errors():
+        place = ".".join(str(step) for step in one["loc"])
+        got = "" if one["type"] == "problems" else f", got {str(one['input'])[:40]!r}"
+        yield f"{place + ': ' if place else ''}{one['msg']}{got}"
 
 
 def source_of(asked: Request) -> str:

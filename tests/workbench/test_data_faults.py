@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from workbench.cli_data_request import _layout
 from workbench.data import sources
 from workbench.data.findings import Findings
 from workbench.data.layout import Layout
+from workbench.data.pairing import choose
 from workbench.data.sources import read_rows
 from workbench.data.validate import Options, Report, load_pairs
-from workbench.errors import DataError
+from workbench.errors import ConfigError, DataError
 from workbench.types import PreferencePair
 
 
@@ -101,3 +105,57 @@ def test_a_split_beside_a_folder_of_one_set_is_refused(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=words):
             list(read_rows(tmp_path / name, Findings("x"), split="train"))
         assert len(list(read_rows(tmp_path / name, Findings("x")))) == 1
+
+
+# ---- labels, rules and the layout of the command line
+
+
+def test_minus_100_is_a_strength_but_in_helpsteer2(tmp_path: Path) -> None:
+    pair = {"prompt": "q", "response_1": "a", "response_2": "b"}
+    rows = [
+        pair | {"annotator": "ann", "preference_strength": -100},
+        pair | {"prompt": "p", "preference_strength": -100},
+    ]
+    pairs, _ = _load(tmp_path / "r.jsonl", rows)
+    assert [(one.chosen, len(one.annotations)) for one in pairs] == [("a", 1), ("a", 0)]
+    unprocessed = [{"strength": one} for one in (-100, 2)]
+    pairs, report = _load(tmp_path / "r.jsonl", [pair | {"all_preferences_unprocessed": unprocessed}])
+    assert [(one.chosen, len(one.annotations)) for one in pairs] == [("b", 1)]
+    assert report.pairing is not None
+    assert report.pairing["counts"]["tie_labels"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{pairing: best-vs-worst}", "pairing: Input should be 'best_vs_worst'"),
+        ("{margins: yes}", "margins: Input should be 'none' or 'score_difference', got 'True'"),
+        ("{margin_scale: 2.0}", "margin_scale: has no effect"),
+        ("{columns: {question: q}}", "columns.question: no such column is read"),
+        ("{paring: all}", "no field paring; the fields are columns, format"),
+        ("all", "got 'all', expected {format"),
+    ],
+)
+def test_a_layout_option_is_checked_as_the_config_is(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        _layout(text)
+
+
+def test_a_layout_option_is_read_and_no_rule_is_made_up() -> None:
+    assert _layout("{pairing: all, rating: {a: 1.0}}") == Layout(pairing="all", rating={"a": 1.0})
+    with pytest.raises(ConfigError, match="got 'best-vs-worst', expected best_vs_worst"):
+        choose([1, 2], "best-vs-worst", 0, lambda count: 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pairing", ["best_vs_random", "best_vs_worst"])
+def test_rated_rows_make_the_same_pairs_in_any_order(tmp_path: Path, pairing: str) -> None:
+    rows = [
+        {"prompt": f"q{at}", "response": f"{name}{at}", "score": score}
+        for at in range(12)
+        for name, score in zip("abcdef", (3, 3, 2, 1.5, 1, 1), strict=True)
+    ]
+    one, _ = _load(tmp_path / "r.jsonl", rows, pairing=pairing)
+    for seed in range(3):
+        other, _ = _load(tmp_path / "r.jsonl", random.Random(seed).sample(rows, len(rows)), pairing=pairing)
+        assert set(_texts(other)) == set(_texts(one))
+    assert len({pair.chosen[0] for pair in one}) == 2

@@ -24,6 +24,7 @@ from workbench.data.sources import Row
 from workbench.data.splits import prompt_id
 from workbench.data.spool import Spool
 from workbench.data.votes import Votes, decided, read_votes, turned
+from workbench.errors import ConfigError
 
 Refuse = Callable[[int, RowError], None]
 
@@ -49,16 +50,21 @@ def choose(scores: Sequence[float], rule: Rule, min_gap: float, draw: Callable[[
             every two (Ouyang et al. 2022, https://arxiv.org/abs/2203.02155, section 3.5).
         min_gap: Smallest difference.
         draw: A number below its argument, for best_vs_random.
+
+    Raises:
+        ConfigError: There is no such rule.
     """
     best = max(range(len(scores)), key=lambda at: scores[at])
     if rule == "all":
         compared = [(at, other) for at in range(len(scores)) for other in range(at + 1, len(scores))]
     elif rule == "best_vs_worst":
         compared = [(best, min(range(len(scores)), key=lambda at: scores[at]))]
-    else:
+    elif rule == "best_vs_random":
         others = [at for at in range(len(scores)) if at != best]
         enough = [at for at in others if scores[best] > scores[at] and scores[best] - scores[at] >= min_gap]
         compared = [(best, enough[draw(len(enough))] if enough else min(others, key=lambda at: scores[at]))]
+    else:
+        raise ConfigError(f"got {rule!r}, expected best_vs_worst, best_vs_random or all", where="data.pairing")
     pairs, ties, small = [], 0, 0
     for one, other in compared:
         gap = abs(scores[one] - scores[other])
@@ -79,14 +85,17 @@ class Pairing:
         name: The source as messages name it.
         seed: Of best_vs_random; a prompt's draw depends on the prompt and this alone.
         scratch: Where rows wait that belong together but may stand apart.
+        notes: Takes what makes no pair, a row's before its pairs; None: kept for `note`.
     """
 
-    def __init__(self, layout: Layout, name: str, *, seed: int, scratch: Path | None = None) -> None:
+    def __init__(
+        self, layout: Layout, name: str, *, seed: int, scratch: Path | None = None, notes: Later | None = None
+    ) -> None:
         self.layout = layout
         self._name, self._seed, self._scratch = name, seed, scratch
         self._format: Format = "pairs"
         self._counts: Counter[str] = Counter()
-        self._notes = Later()
+        self._notes = notes or Later()
 
     @property
     def one_to_one(self) -> bool:
@@ -179,7 +188,9 @@ class Pairing:
                 yield row_number, [one.prompt, one.split], [one.responses[0], one.scores[0]]
 
         for row_number, (prompt, split), members in _grouped(records(), self._scratch):
-            responses, scores = [one[0] for _, one in members], [one[1] for _, one in members]
+            # Which of equals is the best, and which is drawn, must not hang on the order of rows.
+            ordered = sorted((one for _, one in members), key=_place)
+            responses, scores = [one[0] for one in ordered], [one[1] for one in ordered]
             yield from self._pairs_of(row_number, Rated(prompt=prompt, responses=responses, scores=scores, split=split))
 
     def _pairs_of(self, row_number: int, rated: Rated) -> Iterator[Row]:
@@ -264,6 +275,12 @@ def _row(prompt: Any, responses: tuple[Any, Any], split: Any) -> dict[str, Any]:
     )
     own = {} if split is None else {"split": split}
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected} | own
+
+
+def _place(member: Sequence[Any]) -> tuple[bytes, float]:
+    """Where a response of [response, score] stands among those of its prompt: told by itself alone."""
+    response, score = member
+    return hashlib.sha256(json.dumps(response, sort_keys=True).encode()).digest(), -1.0 if score is None else score
 
 
 Group = tuple[int, Any, list[tuple[int, Any]]]

@@ -17,7 +17,8 @@ from workbench.data.rated import number
 
 _LISTS: Final = ("labels", "all_preferences_unprocessed")
 _WORDS: Final = {"response_1": -1, "response_2": 1, "tie": 0, "1": -1, "2": 1}
-_NEITHER: Final = -100  # HelpSteer2: the annotator found neither response usable
+_SENTINEL: Final = "all_preferences_unprocessed"  # where rows have it ...
+_NEITHER: Final = -100  # ... this says that the annotator found neither response usable; elsewhere it is a number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,16 +52,17 @@ def read_votes(row: Mapping[str, Any]) -> Votes:
         found = ", ".join(repr(str(key)[:40]) for key in list(row)[:12]) or "none"
         raise RowError("missing_column", f"no column {' and '.join(map(repr, missing))}; found {found}")
     labels: list[tuple[str, int]] = []
-    strength = _strength(row)
+    neither = _NEITHER if row.get(_SENTINEL) is not None else None
+    strength = _strength(row, neither)
     for name in _LISTS:
         if (given := row.get(name)) is not None:
             if not isinstance(given, list):
                 raise RowError("bad_annotations", f"{name} is {type(given).__name__}; expected a list of labels")
-            labels += [_label(one, f"{name}[{at}]", at) for at, one in enumerate(given)]
+            labels += [_label(one, f"{name}[{at}]", at, neither) for at, one in enumerate(given)]
             break
     else:
         if "annotator" in row:
-            labels = [_label({**row, **({"preferred": "response_1"} if named else {})}, "the row", 0)]
+            labels = [_label({**row, **({"preferred": "response_1"} if named else {})}, "the row", 0, neither)]
             strength = None
     if not labels and strength is None:
         raise RowError(
@@ -93,12 +95,12 @@ def turned(votes: Votes) -> Votes:
     )  # fmt: skip
 
 
-def _strength(row: Mapping[str, Any]) -> float | None:
+def _strength(row: Mapping[str, Any], neither: float | None) -> float | None:
     value = number(row.get("preference_strength"), "preference_strength")
-    return None if value == _NEITHER else value
+    return None if value == neither else value
 
 
-def _label(one: object, place: str, at: int) -> tuple[str, int]:
+def _label(one: object, place: str, at: int, neither: float | None) -> tuple[str, int]:
     if not isinstance(one, Mapping):
         raise RowError("bad_annotations", f"{place} is {type(one).__name__}; expected an object")
     # A place in a list is no person: such names are told apart within a row alone.
@@ -116,7 +118,7 @@ def _label(one: object, place: str, at: int) -> tuple[str, int]:
         return annotator, vote
     for name in ("strength", "preference_strength", "score"):
         if (value := number(one.get(name), f"{name} of {place}")) is not None:
-            return annotator, 0 if value == _NEITHER else (value > 0) - (value < 0)
+            return annotator, 0 if value == neither else (value > 0) - (value < 0)
     raise RowError(
         "bad_annotations", f"{place} says neither 'preferred' (response_1, response_2 or tie) nor 'strength' (below 0 "
         "for response 1)",
