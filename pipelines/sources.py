@@ -12,7 +12,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,11 @@ class Origin:
     rewards: Mapping[str, External] = field(default_factory=dict)
 
 
-def resolve_origin(comparison: Comparison, store: Store) -> Origin:
+def resolve_origin(comparison: Comparison, store: Store, *, tuning: bool = False) -> Origin:
     """Resolves and digests everything that the config names.
+
+    Args:
+        tuning: For `tune`, so the judge of its objective is in use as well.
 
     Raises:
         ConfigError, DataError, ResourceError: Something is missing, unusable, or not on this machine.
@@ -96,7 +99,8 @@ def resolve_origin(comparison: Comparison, store: Store) -> Origin:
             where="evaluation.max_response_tokens",
         )
     rewards = reward_sources(comparison, store)
-    check_contexts(comparison, folder, rewards, max_length)
+    judges = judges_in_use(comparison, tuning=tuning)
+    check_contexts(comparison, folder, rewards, max_length, judges)
     preferences = local_data(hub_name(data), store.home)
     ood = local_data(data.ood, store.home)
     layout = Layout.from_config(data.layout())
@@ -114,7 +118,7 @@ def resolve_origin(comparison: Comparison, store: Store) -> Origin:
         dtype={"auto": "float32" if device == "cpu" else "bfloat16"}.get(model.dtype, model.dtype),
         needs_template=any(conversational(source, own) for source, own in layouts.items()),
         has_ood=data.world is not None or ood is not None,
-        judges=judge_sources(comparison, store),
+        judges=judge_sources(comparison, store, judges),
         rewards=rewards,
     )
 
@@ -272,10 +276,16 @@ def gold_source(comparison: Comparison) -> Path | None:
     return path
 
 
-def judge_sources(comparison: Comparison, store: Store) -> dict[str, External]:
-    """What the judges in use read from outside: a reward model's folder, a file of people's verdicts."""
+def judges_in_use(comparison: Comparison, *, tuning: bool) -> list[str]:
+    """Names of the judges of the win rates and, where it tunes, of the objective."""
+    scorer = [comparison.tuning.objective.scorer] if tuning and comparison.tuning is not None else []
+    return list(dict.fromkeys([*comparison.evaluation.judges, *scorer]))
+
+
+def judge_sources(comparison: Comparison, store: Store, judges: Sequence[str]) -> dict[str, External]:
+    """What these judges read from outside: a reward model's folder, a file of people's verdicts."""
     found = {}
-    for name in comparison.evaluation.judges:
+    for name in judges:
         judge = comparison.judges.get(name)
         text = getattr(judge, "folder", None) or getattr(judge, "verdicts", None)
         if text is not None and (source := external(store, Path(text).resolve())) is not None:
@@ -318,7 +328,11 @@ def model_sources(comparison: Comparison, origin: Origin) -> list[ModelSource]:
 
 
 def check_contexts(
-    comparison: Comparison, policy: Path | None, rewards: Mapping[str, External], max_length: int
+    comparison: Comparison,
+    policy: Path | None,
+    rewards: Mapping[str, External],
+    max_length: int,
+    judges: Sequence[str],
 ) -> None:
     """Refuses models beside the policy that cannot read a prompt with its response, before anything runs.
 
@@ -336,7 +350,7 @@ def check_contexts(
     }
     if gold is not None and gold.reward_model is not None:
         folders["gold.reward_model"] = Path(gold.reward_model)
-    for name in comparison.evaluation.judges:
+    for name in judges:
         if folder := getattr(comparison.judges.get(name), "folder", None):
             folders[f"judges.{name}.folder"] = Path(folder)
     for where, folder in folders.items():

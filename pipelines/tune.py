@@ -88,7 +88,7 @@ def study_name(comparison: Comparison) -> str:
         ),
         "spaces": {
             label: {name: param.model_dump(mode="json") for name, param in space_of(comparison, label).items()}
-            for label in labels_of(comparison, ("all", "reward_model"))
+            for label in [*comparison.arms, REWARD_MODEL]
         },
     }
     text = json.dumps(about, sort_keys=True, separators=(",", ":"))
@@ -125,7 +125,7 @@ def tune(
     labels = labels_of(comparison, asked)
     store = Store.open(home)
     check_paths(comparison)
-    origin = resolve_origin(comparison, store)
+    origin = resolve_origin(comparison, store, tuning=True)
     name = study_name(comparison)
     first = trial_comparison(comparison, labels[0], {}, tuning.seed)
     read_sources_first(trial_graph(first, origin, labels[0], tuning), store, wait_s, None)
@@ -306,6 +306,11 @@ def collect(
     policies = set(found) - {REWARD_MODEL}
     if oracle and policies:
         warnings.append("Settings were chosen by the gold reward: an oracle that no user has.")
+    if tuning.pruner.kind == "hyperband" and objective.max_kl is not None and policies:
+        warnings.append(
+            "hyperband compared scores of checkpoints without their KL: settings beyond max_kl, which score high and "
+            "cannot be chosen, may have pruned others. median and wilcoxon compare with trials within the limit."
+        )
     if tuning.repeats.seeds == 0:
         warnings.append("No repeats: the best value is the search's own, and the search flatters its winner.")
     if objective.scorer == "proxy" and policies:

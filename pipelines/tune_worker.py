@@ -89,7 +89,9 @@ class Worker:
         comparison = Comparison.model_validate(first["config"])
         os.environ.update(thread_environment(comparison.resources.threads))  # checkpoints are scored in this process
         store = Store(Path(first["home"]))
-        runner = TrialRunner(comparison, resolve_origin(comparison, store), store, wait_s=float(first["wait_s"]))
+        runner = TrialRunner(
+            comparison, resolve_origin(comparison, store, tuning=True), store, wait_s=float(first["wait_s"])
+        )
         while (job := self.jobs.get()) is not None and not self.stopping:
             self.pruned = self.missed = False
             self.job = name = str(job["job"])

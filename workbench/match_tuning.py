@@ -110,7 +110,7 @@ def _declared(known: Mapping[str, Tuning]) -> Iterator[str]:
         if what:
             first = known[names[0]].declared
             extra = ", ".join(f"{one.trials} trials of {name}" for name, one in sorted(first.items()))
-            yield f"declared, not matched: {extra} behind {', '.join(names)}"
+            yield f"DECLARED, not matched: {extra} behind {', '.join(names)}"
 
 
 def _names(known: Mapping[str, Tuning], fact: Callable[[Tuning], str]) -> dict[str, list[str]]:

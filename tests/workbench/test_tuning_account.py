@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipelines.compare import warnings
+from pipelines.sources import resolve_origin
 from pipelines.tune import study_name, with_tuning
+from pipelines.tune_graph import trial_comparison, trial_graph
 from pipelines.tuned import with_tuned
 from tests.workbench.test_tuning_choice import result, trial
 from workbench.config import Comparison, load_config
@@ -18,6 +21,7 @@ from workbench.match import Side
 from workbench.match_tuning import Tuning, same_tuning
 from workbench.results_tuning import Budgeted, TunedArm, TunedObjective, TuningResults, ledger_of
 from workbench.sides import with_tuning as side_with_tuning
+from workbench.store import Store
 from workbench.tuned_blocks import behind, sources, untuned
 from workbench.tuning_spaces import upstream_digest
 from workbench.types import Cost
@@ -50,7 +54,7 @@ def test_a_tuned_reward_counts_for_the_arms_on_it_unless_it_is_declared() -> Non
     declared = dataclasses.replace(TRIALS, declared={"reward_model": TRIALS})
     ok, told = same_tuning({"ppo": declared, "dpo": TRIALS})
     assert ok is True
-    assert "declared, not matched: 20 trials of reward_model behind ppo" in told
+    assert "DECLARED, not matched: 20 trials of reward_model behind ppo" in told
     over = dataclasses.replace(SECONDS, behind={"reward_model": dataclasses.replace(SECONDS, used=900.0)})
     assert "reward_model took 900" in same_tuning({"ppo": over, "best_of_n": over})[1]
 
@@ -146,3 +150,26 @@ def test_what_is_declared_must_be_there_and_names_no_other_study() -> None:
         for names in ("[]", "[reward_model]")
     )
     assert study_name(plain) == study_name(declared)
+
+
+def test_the_judge_of_the_objective_is_read_checked_and_asked(tmp_path: Path) -> None:
+    folder = tmp_path / "judge"
+    folder.mkdir()
+    config = folder / "config.json"
+    config.write_text(json.dumps({"max_position_embeddings": 64}))
+    comparison = load_config(
+        Path("smoke"),
+        [f"judges={{other: {{kind: reward_model, folder: {folder}}}}}",
+         "tuning={objective: {metric: win_rate, judge: other}}"],
+    )  # fmt: skip
+    store = Store(tmp_path / "home")
+    origin = resolve_origin(comparison, store, tuning=True)
+    assert set(origin.judges) == {"other"}
+    assert resolve_origin(comparison, store).judges == {}  # compare does not ask it
+    assert comparison.tuning is not None
+    graph = trial_graph(trial_comparison(comparison, "dpo", {}, 7), origin, "dpo", comparison.tuning)
+    (asked,) = (stage for stage in graph.stages.values() if stage.name == "judgments")
+    assert asked.inputs["judge_model"] == origin.judges["other"]
+    config.write_text(json.dumps({"max_position_embeddings": 8}))
+    with pytest.raises(ConfigError, match=r"judges\.other\.folder: reads 8 tokens"):
+        resolve_origin(comparison, store, tuning=True)
