@@ -7,10 +7,13 @@ import json
 import random
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
@@ -18,6 +21,7 @@ from hypothesis import strategies as st
 
 from workbench.cli import main
 from workbench.data.check import Checked, Settings, check
+from workbench.data.check_drop import drop_into
 from workbench.data.check_near import Sketchbook, shingles
 from workbench.data.check_rows import (
     earlier_turns,
@@ -28,9 +32,10 @@ from workbench.data.check_rows import (
     prompts_for,
 )
 from workbench.data.findings import CODES
+from workbench.data.layout import Layout
 from workbench.data.light_tokenizer import LightTokenizer
 from workbench.data.validate import Options
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
 
@@ -323,6 +328,57 @@ def test_dropping_lists_every_row_and_changes_nothing(tmp_path: Path) -> None:
     call("data", "check", leak, "--drop-invalid", "--out", tmp_path / "leak.kept.jsonl", code=2)
     assert not (tmp_path / "leak.kept.jsonl").exists()
     assert json.loads(call("data", "check", tmp_path / "kept.jsonl.gz", "--json").stdout)["ok"]
+
+
+def dropped(path: Path, layout: Layout, **options: Any) -> tuple[list[dict[str, Any]], list[tuple[int, str]]]:
+    """What is written, and (row, code) of what is not."""
+    out = path.parent / f"{path.stem}.kept.jsonl"
+    found = drop_into(path, Options(drop_invalid=True, layout=layout, **options), out)
+    kept, listed = ([json.loads(line) for line in one.read_text().splitlines()] for one in (out, found.listed))
+    assert found.kept == len(kept)
+    assert sum(found.reasons.values()) == len(listed)
+    return kept, [(one["row"], one["code"]) for one in listed]
+
+
+def test_dropping_writes_rows_that_the_same_config_reads(tmp_path: Path) -> None:
+    items = [
+        {"question": f"q{at}", "chosen": "yes", "rejected": "no", "a": 3, "b": 3 - at % 3, "note": "x"}
+        for at in range(250)
+    ]
+    items[241]["chosen"] = ""
+    items[200]["note"] = "\ud800"  # nobody reads this column, but no file in UTF-8 can hold it
+    columns = {"prompt": "question", "score_chosen": "a", "score_rejected": "b"}
+    layout = Layout(columns=columns, margins="score_difference", min_gap=1.0)
+    kept, listed = dropped(write(tmp_path, items), layout)
+    gaps = [(at + 1, "small_gap") for at in range(0, 250, 3)]
+    assert sorted(listed) == sorted([*gaps, (201, "bad_unicode"), (242, "empty_text")])
+    assert kept == [item for at, item in enumerate(items) if at % 3 and at not in (200, 241)]
+    again = check(tmp_path / "pairs.kept.jsonl", Settings(options=Options(layout=layout)))
+    assert (again.rows, again.kept) == (len(kept), len(kept))
+
+
+def test_dropping_lists_prompts_of_which_no_pair_came(tmp_path: Path) -> None:
+    items = [
+        {"prompt": "one", "responses": ["a", "b", "c"], "scores": [1, 2, 2]},  # a tie, but two pairs too
+        {"prompt": "two", "responses": ["a", "b"], "scores": [2, 2]},
+        {"prompt": "three", "responses": ["a"], "scores": [1]},
+    ]
+    layout = Layout(pairing="all", margins="score_difference")
+    kept, listed = dropped(write(tmp_path, items), layout)
+    assert listed == [(2, "rating_tie"), (3, "single_response")]
+    assert [(one["prompt"], one["chosen"], one["target_margin"]) for one in kept] == [("one", "b", 1), ("one", "c", 1)]
+
+
+def test_dropping_writes_dates_and_refuses_what_json_has_no_form_for(tmp_path: Path) -> None:
+    when = datetime(2024, 5, 1, 12, 30)
+    row = {"prompt": "p", "chosen": "yes", "rejected": "no"}
+    for name, value in (("dates", when), ("bytes", b"\x00")):
+        pq.write_table(pa.Table.from_pylist([row | {"extra": value}]), tmp_path / f"{name}.parquet")
+    kept, _ = dropped(tmp_path / "dates.parquet", Layout())
+    assert kept == [row | {"extra": "2024-05-01T12:30:00"}]
+    with pytest.raises(DataError, match="row 1 cannot be written as JSON: it holds bytes"):
+        dropped(tmp_path / "bytes.parquet", Layout())
+    assert [path.name for path in tmp_path.glob("bytes*")] == ["bytes.parquet"]
 
 
 def test_the_command_takes_everything_from_a_config(tmp_path: Path, model_folder: Path) -> None:

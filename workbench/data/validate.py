@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -116,12 +116,7 @@ def scan_pairs(
     def refuse(number: int, error: RowError) -> None:
         parsing.add(error.code, row_of(error.code, number), error.message)
 
-    for number, row in pairing.pair_rows(rows, refuse):
-        try:
-            texts = parse_pair(row, tokenizer)
-        except RowError as error:
-            refuse(number, error)
-            continue
+    for number, _, texts in parsed_rows(pairing, rows, tokenizer, refuse):
         for observer in observers:
             observer.see(number, texts)
         index.take(number, texts)
@@ -142,6 +137,23 @@ def scan_pairs(
         findings.raise_errors()
         table.check_disjoint()
     return table, report
+
+
+def parsed_rows(
+    pairing: Pairing, rows: Iterable[Row], tokenizer: Any, refuse: Callable[[int, RowError], None]
+) -> Iterator[tuple[int, dict[str, Any], Texts]]:
+    """(row number, row of one pair, its texts); what cannot be used goes to `refuse`.
+
+    Raises:
+        ConfigError: The layout does not fit the source.
+    """
+    for number, row in pairing.pair_rows(rows, refuse):
+        try:
+            texts = parse_pair(row, tokenizer)
+        except RowError as error:
+            refuse(number, error)
+            continue
+        yield number, row, texts
 
 
 def load_pairs(
