@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.data import sources
+from workbench.data.check import Settings, check
 from workbench.data.formats import RowError, implicit_prompt, parse_pair
 from workbench.data.splits import (
     assign_split,
@@ -477,6 +478,20 @@ def test_given_splits_are_kept_and_must_be_disjoint(tmp_path: Path) -> None:
         load_pairs(_write(tmp_path, *rows, rows[0] | {"prompt": "QUESTION  0?", "split": "test"}), Options())
     with pytest.raises(DataError, match="no 'split', but others have one"):
         load_pairs(_write(tmp_path, *rows, GOOD), Options())
+
+
+def test_a_file_that_names_its_splits_is_told_which_one_no_row_says(tmp_path: Path) -> None:
+    rows = [row | {"split": "test" if at else "train"} for at, row in enumerate(_rows(3))]
+    path = _write(tmp_path, *rows)
+    _, report = load_pairs(path, Options(fractions={"validation": 0.1, "test": 0.1}))
+    assert report.own_splits
+    assert not load_pairs(_write(tmp_path, *_rows(3)), Options())[1].own_splits
+    with pytest.raises(DataError, match=r"no row says split 'validation'.*\(1 train, 2 test prompts\).*split: null"):
+        check_not_empty({"train": 1, "test": 2}, {"validation": 0.1, "test": 0.1}, own=True)
+    path = _write(tmp_path, *rows)
+    told = check(path, Settings(options=Options(fractions={"validation": 0.1, "test": 0.1})))
+    (empty,) = (one for one in told.findings if one.code == "empty_split")
+    assert "no row says split 'validation'" in empty.message
 
 
 def test_empty_splits_and_wrong_fractions_are_refused() -> None:

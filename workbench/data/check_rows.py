@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from workbench.data.findings import SHOWN, Findings
 from workbench.data.formats import DIALOGUE_MARKS, Texts
-from workbench.data.splits import assign_split, normalize, prompt_id
+from workbench.data.splits import assign_split, normalize, prompt_id, unnamed_split
 from workbench.metrics.estimates import mean_by_cluster, wilson
 from workbench.metrics.variance import minimum_detectable_effect
 from workbench.types import SPLITS, Estimate, Split
@@ -74,6 +74,7 @@ class SplitCheck:
     split_of: SplitOf
     wanted: Sequence[str] = ("train", "validation", "test")
     precision: float = PRECISION
+    _own: bool = False  # the rows name their splits
     _prompts: array[int] = field(default_factory=lambda: array("q"))
     _rows: array[int] = field(default_factory=lambda: array("q"))
     _splits: array[int] = field(default_factory=lambda: array("b"))
@@ -81,6 +82,7 @@ class SplitCheck:
 
     def see(self, row: int, texts: Texts) -> None:
         prompt = normalize(texts.prompt)
+        self._own = self._own or texts.split is not None
         place = len(self._rows)
         self._prompts.append(key_of(prompt))
         self._rows.append(row)
@@ -100,7 +102,8 @@ class SplitCheck:
         counts: dict[str, int] = {split: int((splits[first] == at).sum()) for at, split in enumerate(SPLITS)}
         for split in self.wanted:
             if not counts[split]:
-                findings.add("empty_split", None, f"no prompt of {len(first):,} is in the split {split!r}")
+                message = f"no prompt of {len(first):,} is in the split {split!r}"
+                findings.add("empty_split", None, unnamed_split([split], counts) if self._own else message)
         if counts["test"]:
             told, half = precision_of(counts["test"])
             code = "few_test_prompts" if half > self.precision else "precision"

@@ -94,6 +94,11 @@ class PairIndex:
         self._prompts += bytes.fromhex(prompt_id(texts.prompt))
         self._spool.append(PairParts.of(texts, self.name).to_bytes())
 
+    @property
+    def own_splits(self) -> bool:
+        """A row says which split it belongs to."""
+        return any(one != _NO_SPLIT for one in self._splits)
+
     def note_formats(self, findings: Findings) -> None:
         """Rows of another format than most have."""
         if len(self._formats) < 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from workbench.errors import ConfigError, DataError
 from workbench.types import SPLITS, Split
@@ -99,21 +99,35 @@ def refuse_shared(examples: Iterable[tuple[str, Iterable[str]]], shared: int, to
         )
 
 
-def check_not_empty(counts: Mapping[str, int], fractions: Mapping[str, float]) -> None:
+def check_not_empty(counts: Mapping[str, int], fractions: Mapping[str, float], *, own: bool = False) -> None:
     """Refuses a split that was asked for and came out empty, before anything is trained.
 
     Args:
         counts: Prompts by split.
         fractions: As `assign_split` took them; train is whatever is left.
+        own: The rows name their splits themselves, so the fractions split nothing.
 
     Raises:
         DataError: Names the empty splits and how many prompts there are.
     """
     asked = ["train", *(split for split in SPLITS if fractions.get(split, 0.0) > 0.0)]
     empty = [split for split in asked if not counts.get(split)]
+    if empty and own:
+        raise DataError(unnamed_split(empty, counts))
     if empty:
         total = sum(counts.get(split, 0) for split in asked)
         raise DataError(
             f"the split {' and '.join(empty)} came out empty: {total} prompts are too few for the fractions "
             f"{dict(fractions)}. Give more prompts, or change data.splits or seeds.data."
         )
+
+
+def unnamed_split(empty: Sequence[str], counts: Mapping[str, int]) -> str:
+    """What is wrong where rows name their own splits and none names one that is needed, and what to do."""
+    named = ", ".join(f"{count:,} {split}" for split, count in counts.items() if count) or "none"
+    unsaid = " or ".join(map(repr, empty))
+    return (
+        f"no row says split {unsaid}: the rows name their own splits ({named} prompts), so nothing is split by prompt. "
+        f"Say it in the rows of some prompts; or hide the column with data.columns: {{split: null}}, and all prompts are "
+        "split by data.splits."
+    )

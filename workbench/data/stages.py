@@ -130,7 +130,7 @@ def file_prompts(config: dict[str, Any], inputs: dict[str, Path], out: Path, log
         layout=layout,
     )  # fmt: skip
     prompts, report = load_prompts(inputs["source"], options, tokenizer=tokenizer)
-    check_not_empty(Counter(prompt.split for prompt in prompts), fractions)
+    check_not_empty(Counter(prompt.split for prompt in prompts), fractions, own=report.own_splits)
     reports = report.to_json()
     if "ood" in inputs:
         held = Options(drop_invalid=options.drop_invalid, split="ood", layout=layout)
@@ -168,7 +168,8 @@ def file_pairs(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: 
     options = Options(**common, limit=config.get("limit"), fractions=fractions, seed=log.seed)
     table, report = scan_pairs(source, options, tokenizer=tokenizer, scratch=out)
     first = table.first_of_prompts()
-    check_not_empty(Counter(SPLITS[at] for at in table.splits[first].tolist()), fractions)
+    prompts_of = Counter(SPLITS[at] for at in table.splits[first].tolist())
+    check_not_empty(prompts_of, fractions, own=report.own_splits)
     if config.get("labels"):
         check_labels(_train_labels(table), config["labels"])
     reports = report.to_json()

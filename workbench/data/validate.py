@@ -25,13 +25,15 @@ from workbench.types import PreferencePair, Prompt, Split
 class Report:
     """What a validation saw: rows read (unreadable ones included), pairs or prompts kept, and all findings.
 
-    `pairing` counts how pairs were made of ratings, rankings or labels; None where every row is one pair.
+    `pairing` counts how pairs were made of ratings, rankings or labels; None where every row is one pair. `own_splits`:
+    the rows name their splits, and none is drawn.
     """
 
     rows: int
     kept: int
     findings: tuple[Finding, ...]
     pairing: Mapping[str, Any] | None = None
+    own_splits: bool = False
 
     @property
     def ok(self) -> bool:
@@ -132,7 +134,10 @@ def scan_pairs(
     _check_any(len(table), total, findings)
     for observer in observers:
         observer.finish(findings)
-    report = Report(rows=total, kept=len(table), findings=tuple(findings.all()), pairing=pairing.facts())
+    report = Report(
+        rows=total, kept=len(table), findings=tuple(findings.all()), pairing=pairing.facts(),
+        own_splits=index.own_splits,
+    )  # fmt: skip
     if stop:
         findings.raise_errors()
         table.check_disjoint()
@@ -202,7 +207,8 @@ def load_prompts(
         first[key] = number
         prompts.append(Prompt(prompt_id=key, prompt=texts.prompt, split=split))
     _check_any(len(prompts), total, findings)
-    report = Report(rows=total, kept=len(prompts), findings=tuple(findings.all()))
+    own = any(texts.split is not None for _, texts in parsed)
+    report = Report(rows=total, kept=len(prompts), findings=tuple(findings.all()), own_splits=own)
     if stop:
         findings.raise_errors()
     return prompts, report
