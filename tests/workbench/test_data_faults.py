@@ -13,7 +13,7 @@ import pytest
 from workbench.cli_data_request import _layout
 from workbench.data import sources
 from workbench.data.findings import Findings
-from workbench.data.layout import Layout
+from workbench.data.layout import Layout, check_layout, held_out_layout
 from workbench.data.pairing import choose
 from workbench.data.sources import read_rows
 from workbench.data.validate import Options, Report, load_pairs
@@ -159,3 +159,53 @@ def test_rated_rows_make_the_same_pairs_in_any_order(tmp_path: Path, pairing: st
         other, _ = _load(tmp_path / "r.jsonl", random.Random(seed).sample(rows, len(rows)), pairing=pairing)
         assert set(_texts(other)) == set(_texts(one))
     assert len({pair.chosen[0] for pair in one}) == 2
+
+
+# ---- columns and ratings
+
+
+def test_a_held_out_source_may_do_without_a_mapped_margin() -> None:
+    columns = {"prompt": "question", "target_margin": "gap", "split": "part"}
+    row = {"question": "q", "chosen": "a", "rejected": "b", "part": "ood"}
+    own = held_out_layout([row], Layout(columns=columns))
+    assert own == Layout(format="pairs", columns=columns | {"target_margin": None})
+    assert check_layout([row], own, "ood").columns == own.columns
+
+
+PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
+LISTS = {"prompt": "q", "responses": ["a", "b"], "scores": [1, 2]}
+IDS = [{"prompt": "q", "response": one, "prompt_id": 3, "rowId": 4, "id": at} for at, one in enumerate("ab")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "layout", "words"),
+    [
+        ([PAIR], {"rating": "score"}, "no effect on pairs"),
+        ([LISTS], {"rating": "score", "pairing": "all"}, "one list of 'scores' beside its responses"),
+        (IDS, {"pairing": "all"}, "have no rating"),
+        (
+            [IDS[0] | {"helpfulness": 1}, IDS[1] | {"verbosity": 1}], {"pairing": "all"},
+            r"several ways \(helpfulness, verbosity\)",
+        ),
+        ([IDS[0] | {"judge": "bard"}], {"pairing": "all", "rating": "judge"}, "no rating 'judge'; it has none"),
+    ],
+)  # fmt: skip
+def test_a_rating_that_is_none_or_has_no_effect_is_refused(
+    tmp_path: Path, rows: list[Any], layout: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        _load(tmp_path / "r.jsonl", rows, **layout)
+    assert caught.value.where == "data.rating"
+
+
+def test_the_rating_is_decided_once_for_all_rows(tmp_path: Path) -> None:
+    item = {"response": "a", "model": "bard", "id": 1, "score": 3}
+    row = {"prompt": "q", "completions": [item, item | {"response": "b", "score": 1, "model": "7"}]}
+    pairs, report = _load(tmp_path / "r.jsonl", [row], pairing="all")
+    assert _texts(pairs) == [("q", "a", "b")]
+    assert report.pairing is not None
+    assert (report.pairing["rating"], report.pairing["format"]) == ("score", "ratings")
+    rows = [one | {"score": at} for at, one in enumerate(IDS)] + [IDS[0] | {"length": 7}]  # no other number stands in
+    pairs, report = _load(tmp_path / "r.jsonl", rows[:2] * 60 + rows[2:], pairing="all")
+    assert _found(report)["bad_rating"] == (1, (121,))
+    assert held_out_layout([LISTS], Layout(pairing="all", rating="score")) == Layout(format="ratings", pairing="all")

@@ -410,7 +410,9 @@ def test_columns_are_renamed_swapped_and_hidden() -> None:
     with pytest.raises(ConfigError, match="has no column 'instruction'; it has 'better', 'worse'") as caught:
         check_columns([row], {"prompt": "instruction"}, "f.jsonl")
     assert caught.value.where == "data.columns.prompt"
-    check_columns([row], {"target_margin": "margin"}, "f.jsonl")  # may be absent from the first rows
+    for name in ("target_margin", "annotations", "split"):
+        with pytest.raises(ConfigError, match="has no column 'margn'"):
+            check_columns([row], {name: "margn"}, "f.jsonl")
 
 
 def test_columns_of_a_file_are_mapped(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ COLUMNS: Final = (
     "response", "responses", "scores", "ranks", "completions",
     "response_1", "response_2", "annotator", "preferred", "preference_strength", "labels",
 )  # fmt: skip
-_OPTIONAL: Final = frozenset({"split", "annotations", "target_margin"})
+_OPTIONAL: Final = frozenset({"split", "annotations", "target_margin"})  # a held-out source may do without
 LOOKED_AT: Final = 100  # rows in whose columns a mapped one must turn up
 
 
@@ -51,8 +51,14 @@ def check_columns(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str |
     if not found:
         return
     for known, own in columns.items():
-        if own is not None and own not in found and known not in _OPTIONAL:
+        if own is not None and own not in found:
             raise ConfigError(
                 f"{source} has no column {own!r}; it has {', '.join(map(repr, found[:20]))}: name one of them",
                 where=f"data.columns.{known}",
             )
+
+
+def without_missing(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str | None]) -> Mapping[str, str | None]:
+    """The same mapping for a second source: what rows need not have is hidden where its first rows do not have it."""
+    found = {name for row in rows for name in row}
+    return {known: own if own in found or known not in _OPTIONAL else None for known, own in columns.items()}

@@ -15,14 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
-from workbench.data.columns import check_columns, rename
+from workbench.data.columns import check_columns, rename, without_missing
+from workbench.data.rating_names import has_lists, objects_of, ratings_of, row_scores, scores_of
 from workbench.errors import ConfigError
 
 Format = Literal["pairs", "ratings", "rated_rows", "ranking", "labels"]
 Rule = Literal["best_vs_worst", "best_vs_random", "all"]
 Margins = Literal["none", "score_difference"]
 RATED: Final = ("ratings", "rated_rows", "ranking")
-_NO_RATINGS: Final = frozenset({"prompt", "response", "split"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ def format_of(row: Mapping[str, Any], layout: Layout) -> Format:
     return found[0] if found else "pairs"
 
 
-def check_layout(rows: Sequence[Mapping[str, Any]], layout: Layout, source: str) -> Format:
+def check_layout(rows: Sequence[Mapping[str, Any]], layout: Layout, source: str) -> Layout:
     """Refuses options that do not fit a source, by its first rows, before anything is read in full.
 
     Args:
@@ -98,13 +98,14 @@ def check_layout(rows: Sequence[Mapping[str, Any]], layout: Layout, source: str)
         source: As messages name it.
 
     Returns:
-        The source's format.
+        The layout with the source's format, and with the name of the rating that is compared.
 
     Raises:
         ConfigError: A mapped column is missing, an option is missing, or one has no effect.
     """
     check_columns(rows, layout.columns, source)
-    row, found = _typical([rename(one, layout.columns) for one in rows], layout)
+    renamed = [rename(one, layout.columns) for one in rows]
+    _, found = _typical(renamed, layout)
     if found in RATED and layout.pairing is None:
         raise ConfigError(
             f"{source} holds rated responses ({found}), and pairs can be made of them in several ways; expected "
@@ -115,13 +116,12 @@ def check_layout(rows: Sequence[Mapping[str, Any]], layout: Layout, source: str)
         raise ConfigError(f"has no effect on {found}, which {source} holds; remove it", where="data.pairing")
     if found == "ranking" and layout.margins != "none":
         raise ConfigError("a difference of ranks is no difference in score; expected none", where="data.margins")
-    if found in ("ranking", "labels") and layout.rating is not None:
+    if found in ("pairs", "ranking", "labels") and layout.rating is not None:
         raise ConfigError(f"has no effect on {found}; remove it", where="data.rating")
-    if found in ("ratings", "rated_rows"):
-        _check_rating(row, found, layout, source)
     if layout.min_gap > 0 and found == "labels":
         raise ConfigError("has no effect on labels, which have no scores; remove it", where="data.min_gap")
-    return found
+    rating = _rating(renamed, found, layout, source) if found in ("ratings", "rated_rows") else None
+    return replace(layout, format=found, rating=rating)
 
 
 def held_out_layout(rows: Sequence[Mapping[str, Any]], layout: Layout) -> Layout | None:
@@ -138,14 +138,17 @@ def held_out_layout(rows: Sequence[Mapping[str, Any]], layout: Layout) -> Layout
     Raises:
         ConfigError: Two formats fit.
     """
-    row, found = _typical([rename(one, layout.columns) for one in rows], replace(layout, format=None))
+    renamed = [rename(one, layout.columns) for one in rows]
+    row, found = _typical(renamed, replace(layout, format=None))
+    named = found == "rated_rows" or (found == "ratings" and not _lists_alone(renamed))
     if found == "pairs" and "prompt" in row and not {"chosen", "rejected"} & set(row):
         return None
     return replace(
         layout,
         format=found,
+        columns=without_missing(rows, layout.columns),
         pairing=layout.pairing if found in RATED else None,
-        rating=layout.rating if found in ("ratings", "rated_rows") else None,
+        rating=layout.rating if named else None,
         min_gap=layout.min_gap if found in RATED else 0.0,
         margins="none",
         split=None,
@@ -162,43 +165,45 @@ def _typical(rows: Sequence[Mapping[str, Any]], layout: Layout) -> tuple[Mapping
     return (rows[0] if rows else {}), layout.format or "pairs"
 
 
-def _check_rating(row: Mapping[str, Any], found: Format, layout: Layout, source: str) -> None:
-    names = rating_names(row, found)
+def _lists_alone(rows: Sequence[Mapping[str, Any]]) -> bool:
+    return any(has_lists(row) for row in rows) and not objects_of(rows)
+
+
+def _rating(
+    rows: Sequence[Mapping[str, Any]], found: Format, layout: Layout, source: str
+) -> str | Mapping[str, float] | None:
+    """What is compared: decided here for all rows. None: scores in a list beside the responses, which has no name."""
+    if not rows:
+        return layout.rating
+    if found == "ratings" and _lists_alone(rows):
+        if layout.rating is not None:
+            raise ConfigError(
+                f"has no effect: {source} has one list of 'scores' beside its responses; remove it", where="data.rating"
+            )
+        return None
+    if found == "rated_rows":
+        ratings = ratings_of(row_scores(row) for row in rows if "response" in row)
+    else:
+        ratings = ratings_of(map(scores_of, objects_of(rows)))
     wanted = [layout.rating] if isinstance(layout.rating, str) else list(layout.rating or ())
-    listed = ", ".join(names) or "none"
-    if not wanted and len(names) != 1 and "scores" not in row:
+    listed = ", ".join(ratings.offered) or "none"
+    if unknown := [name for name in wanted if name not in ratings.known]:
+        raise ConfigError(f"{source} has no rating {unknown[0]!r}; it has {listed}", where="data.rating")
+    if layout.rating is not None:
+        return layout.rating
+    if not ratings.offered:
+        raise ConfigError(
+            f"the responses of {source} have no rating: no value of theirs is a number (ids aside); name the one to "
+            "compare by",
+            where="data.rating",
+        )
+    if len(ratings.offered) > 1:
         raise ConfigError(
             f"{source} rates each response in several ways ({listed}); name the one to compare by, or weights like "
             "{helpfulness: 1, verbosity: -0.5}",
             where="data.rating",
         )
-    if "scores" not in row and (unknown := [name for name in wanted if name not in names]):
-        raise ConfigError(f"{source} has no rating {unknown[0]!r}; it has {listed}", where="data.rating")
-
-
-def rating_names(row: Mapping[str, Any], found: Format) -> list[str]:
-    """Names of the scores that each response of a row has."""
-    if found == "rated_rows":
-        return [name for name, value in row.items() if name not in _NO_RATINGS and _rates(value)]
-    item = _first_item(row.get("completions", row.get("responses")))
-    if not isinstance(item, Mapping):
-        return []
-    names = [name for name, value in item.items() if _rates(value)]
-    aspects = item.get("annotations")
-    return names + [name for name in aspects if name not in names] if isinstance(aspects, Mapping) else names
-
-
-def _rates(value: object) -> bool:
-    """A number, its text (a csv has no numbers), or several annotators' numbers."""
-    if isinstance(value, list):
-        return bool(value) and all(isinstance(one, int | float) and not isinstance(one, bool) for one in value)
-    if isinstance(value, str):
-        try:
-            float(value)
-        except ValueError:
-            return False
-        return len(value) < 20
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return ratings.offered[0]
 
 
 def _first_item(value: object) -> object:

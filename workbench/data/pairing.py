@@ -114,7 +114,8 @@ class Pairing:
         """
         iterator = iter(rows)
         first = list(islice(iterator, LOOKED_AT))
-        self._format = check_layout([row for _, row in first], self.layout, self._name)
+        self.layout = check_layout([row for _, row in first], self.layout, self._name)
+        self._format = self.layout.format or "pairs"
         readers: Mapping[Format, Callable[[Iterator[Row], Refuse], Iterator[Row]]] = {
             "pairs": self._pairs, "ratings": self._rated, "ranking": self._rated,
             "rated_rows": self._rated_rows, "labels": self._labels,

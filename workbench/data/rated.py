@@ -10,13 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from workbench.data.formats import RowError
-from workbench.data.layout import Layout, rating_names
-
-_TEXTS: Final = ("response", "answer", "text", "content")
-_UNRATED: Final = frozenset({"N/A", ""})  # UltraFeedback writes N/A where the judge gave no rating
+from workbench.data.layout import Layout
+from workbench.data.rating_names import TEXTS, UNRATED, has_lists, scores_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +34,14 @@ def read_ratings(row: Mapping[str, Any], layout: Layout) -> Rated:
         RowError: What is wrong with the row.
     """
     prompt = _column(row, "prompt" if "prompt" in row else "instruction")
-    if "completions" in row or "scores" not in row:
+    if not has_lists(row):
         name = "completions" if "completions" in row else "responses"
         items = _list(row, name)
         objects = [_object(name, at, item) for at, item in enumerate(items)]
         return Rated(
             prompt=prompt,
             responses=[_text(name, at, item) for at, item in enumerate(objects)],
-            scores=[_score(_flat(item), f"{name}[{at}]", layout, item) for at, item in enumerate(objects)],
+            scores=[_score(scores_of(item), f"{name}[{at}]", layout, item) for at, item in enumerate(objects)],
             split=row.get("split"),
         )
     responses, scores = _list(row, "responses"), _list(row, "scores")
@@ -84,9 +82,7 @@ def read_rated_row(row: Mapping[str, Any], layout: Layout) -> Rated:
         RowError: What is wrong with the row.
     """
     prompt, response = _column(row, "prompt"), _column(row, "response")
-    names = rating_names(row, "rated_rows")
-    own = {name: row[name] for name in names} | {name: row[name] for name in _wanted(layout) if name in row}
-    score = _score(own, "the row", layout, row)
+    score = _score(row, "the row", layout, row)
     return Rated(prompt=prompt, responses=[response], scores=[score], split=row.get("split"))
 
 
@@ -96,16 +92,16 @@ def number(value: object, name: str) -> float | None:
     Raises:
         RowError: Anything else.
     """
-    if value is None or (isinstance(value, str) and value in _UNRATED):
+    if value is None or (isinstance(value, str) and value in UNRATED):
         return None
     if isinstance(value, list) and value:
         found = [one for one in (number(item, name) for item in value) if one is not None]
-        return sum(found) / len(found) if found else None
+        return number(sum(found) / len(found), f"the mean of {name}") if found else None
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise RowError("bad_rating", f"{name} is {type(value).__name__} {str(value)[:40]!r}; expected a number")
     try:
         score = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         score = math.nan
     if not math.isfinite(score):
         raise RowError("bad_rating", f"{name} is {str(value)[:40]!r}; expected a finite number")
@@ -119,11 +115,10 @@ def _wanted(layout: Layout) -> dict[str, float]:
 
 
 def _score(own: Mapping[str, Any], place: str, layout: Layout, item: Mapping[str, Any]) -> float | None:
-    """The weighted sum of the wanted ratings; without a wish, the only one there is."""
-    wanted = _wanted(layout) or ({next(iter(own)): 1.0} if len(own) == 1 else {})
+    """The weighted sum of the wanted ratings, whose names the layout check resolved."""
+    wanted = _wanted(layout)
     if not wanted:
-        listed = ", ".join(map(str, own)) or "none"
-        raise RowError("bad_rating", f"{place} has the ratings {listed}; name the one to compare by in data.rating")
+        raise RowError("bad_rating", f"{place} has its rating in itself, but the first rows have a list of 'scores'")
     total = 0.0
     for name, weight in wanted.items():
         if name not in own:
@@ -133,19 +128,9 @@ def _score(own: Mapping[str, Any], place: str, layout: Layout, item: Mapping[str
         if value is None:
             return None
         total += weight * value
+    if not math.isfinite(total):
+        raise RowError("bad_rating", f"{place}: the weighted sum of its ratings is no finite number")
     return total
-
-
-def _flat(item: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores of a completion by name, the aspects of its `annotations` among them."""
-    scores = {name: value for name, value in item.items() if name not in (*_TEXTS, "annotations")}
-    aspects = item.get("annotations")
-    if isinstance(aspects, Mapping):
-        for name, one in aspects.items():
-            # Some aspects are lists of one verdict per dimension, as UltraFeedback's early releases had them.
-            verdict = one[0] if isinstance(one, list) and one else one
-            scores.setdefault(name, verdict.get("Rating") if isinstance(verdict, Mapping) else verdict)
-    return scores
 
 
 def _column(row: Mapping[str, Any], name: str) -> Any:
@@ -169,7 +154,7 @@ def _object(name: str, at: int, item: object) -> Mapping[str, Any]:
 
 
 def _text(name: str, at: int, item: Mapping[str, Any]) -> Any:
-    for key in _TEXTS:
+    for key in TEXTS:
         if key in item:
             return item[key]
     raise RowError("missing_column", f"{name}[{at}] has no 'response'; it has {', '.join(map(repr, item))[:200]}")
