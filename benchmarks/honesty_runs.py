@@ -131,7 +131,7 @@ def redirect(graph: Graph, instance: str, **inputs: str) -> None:
 LEAKS: dict[Plant, set[str]] = {
     plant_nothing: set(),
     plant_pairs_for_all: {"disjoint_splits"},
-    plant_pairs_for_dpo: {"same_pairs"},
+    plant_pairs_for_dpo: {"same_pairs", "same_labels"},
     plant_prompts_for_ppo: {"disjoint_splits"},
     fewer_prompts_for_dpo: {"same_eval_prompts"},
 }

@@ -241,7 +241,7 @@ def test_a_planted_leak_ends_with_exit_code_4(smoke_home: Path, tmp_path: Path) 
     home = bench.copy_home(smoke_home, tmp_path / "home")
     found = whole.planted_leak(home, whole.plant_pairs_for_dpo)
     assert found.ok, found
-    assert found.found == {"exit_code": 4, "failed": ["same_pairs"]}
+    assert found.found == {"exit_code": 4, "failed": ["same_labels", "same_pairs"]}
     assert whole.planted_leak(home, whole.plant_nothing).ok
     with mock.patch.dict(whole.LEAKS, {whole.plant_nothing: {"same_pairs"}}):
         assert not whole.planted_leak(home, whole.plant_nothing).ok  # no leak, but one was expected
