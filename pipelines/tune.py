@@ -313,6 +313,11 @@ def collect(
         )
     if tuning.repeats.seeds == 0:
         warnings.append("No repeats: the best value is the search's own, and the search flatters its winner.")
+    if tuning.repeats.seeds == 1:
+        warnings.append(
+            "One fresh seed: it chose the settings and scores them (marked as selected), which flatters the gain; with "
+            "repeats.seeds of 2 or more each seed scores what the others chose."
+        )
     if objective.scorer == "proxy" and policies:
         warnings.append("Settings were chosen by the proxy, which PPO, RLOO, GRPO and best-of-n optimize.")
     warnings += [line for arm in arms.values() for line in arm.warnings()]

@@ -35,6 +35,8 @@ def trial_comparison(comparison: Comparison, label: str, params: Params, run: in
         ConfigError: The settings do not fit each other.
     """
     changed = with_params(comparison, label, params)
+    samples = (comparison.tuning or Tuning()).objective.samples_per_prompt  # of best-of-n's winners too
+    evaluation = changed.evaluation.model_copy(update={"samples_per_prompt": samples})
     arms = dict(changed.arms)
     if label != REWARD_MODEL:
         arms, source = {}, label
@@ -43,13 +45,16 @@ def trial_comparison(comparison: Comparison, label: str, params: Params, run: in
             source = _behind(changed.arms[source], changed) or source
     arm = arms.get(label)
     if isinstance(arm, BestOfN):  # one pool serves all n
-        size = max(4, sum(isinstance(one, BestOfN) for one in arms.values())) * largest_n(comparison, label)
+        shares = max(4, samples, sum(isinstance(one, BestOfN) for one in arms.values()))
+        size = shares * largest_n(comparison, label)
         arms[label] = arm.model_copy(update={"report_n": [arm.n], "pool": size})
     wanted = {changed.proxy, *(str(getattr(one, "reward", "")) for one in arms.values())}
     wanted |= {str(getattr(one, "labels", "")) for one in arms.values()}
     models = {name: model for name, model in changed.reward_models.items() if name in wanted}
     seeds = changed.seeds.model_copy(update={"runs": [run]})
-    return changed.model_copy(update={"arms": arms, "reward_models": models, "seeds": seeds})
+    return changed.model_copy(
+        update={"arms": arms, "reward_models": models, "seeds": seeds, "evaluation": evaluation}
+    )  # fmt: skip
 
 
 def _behind(arm: Arm, comparison: Comparison) -> str | None:

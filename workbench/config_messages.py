@@ -70,6 +70,11 @@ def faults_of(error: ValidationError, tree: Node) -> Iterator[Fault]:
             yield _fault(tree, path, _message(entry, loc), on_key=on_key or kind in {"extra_forbidden", "missing"})
 
 
+def in_words(entry: Any) -> str:
+    """One entry of a ValidationError of a section, as the config's faults are worded."""
+    return _message(entry, entry["loc"])
+
+
 def _message(entry: Any, loc: Loc) -> str:
     """One plain error in words."""
     kind, value, context = entry["type"], entry["input"], entry.get("ctx", {})

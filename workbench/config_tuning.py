@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from workbench.config_base import Count, Label, Problem, Section, Seed, refuse
 
@@ -213,6 +214,28 @@ def value_at(block: Mapping[str, Any], dotted: str) -> Any:
     return value
 
 
+def with_values(block: Section, params: Mapping[str, Any]) -> Section:
+    """A block with other values at dotted paths; what follows from them follows.
+
+    Raises:
+        ValidationError: The block does not take them, or they do not fit each other.
+    """
+    raw = copy.deepcopy(block.model_dump(mode="json", exclude_unset=True))
+    kind = getattr(block, "kind", None)
+    if kind is not None:
+        raw["kind"] = kind
+    if kind == "best_of_n" and "n" in params:  # both follow from n
+        raw.pop("report_n", None)
+        raw.pop("pool", None)
+    for name, value in params.items():
+        *path, last = name.split(".")
+        target = raw
+        for step in path:
+            target = target.setdefault(step, {})
+        target[last] = value
+    return type(block).model_validate(raw)
+
+
 def tuning_problems(
     tuning: Tuning | None,
     blocks: Mapping[str, Section],
@@ -257,15 +280,18 @@ def tuning_problems(
             kinds = {str(getattr(block, "kind", REWARD_MODEL)) for block in blocks.values()}
             expected = ", ".join(sorted({*blocks, *kinds}))
             yield ("tuning", "spaces", key), f"no such arm, expected one of {expected}"
-        for label, block in named.items():
-            yield from _space_problems(key, label, space, block)
+        found = (problem for label, block in named.items() for problem in _space_problems(key, label, space, block))
+        yield from dict.fromkeys(found)  # two arms of a kind refuse a value in the same words
 
 
 def _space_problems(key: str, label: str, space: Mapping[str, Param], block: Section) -> Iterator[Problem]:
-    """Settings that the block does not have, or whose own value no trial could have."""
+    """Settings that the block does not have, values that it would not take, a default that no trial could have."""
     plain = block.model_dump(mode="json")
     where = f"arms.{label}" if label != REWARD_MODEL else "the reward model"
     chosen: dict[str, Any] = {}
+    if label == REWARD_MODEL and (path := plain.get("path")) is not None:
+        yield ("tuning", "spaces", key), f"the reward model comes from {path} and is not trained: nothing to tune"
+        return
     for name, param in space.items():
         place: tuple[str | int, ...] = ("tuning", "spaces", key, name)
         try:
@@ -275,7 +301,27 @@ def _space_problems(key: str, label: str, space: Mapping[str, Param], block: Sec
             continue
         if name.partition(".")[0] in FIXED:
             yield place, f"cannot be tuned: it would change what is compared ({', '.join(sorted(FIXED))} are fixed)"
+            continue
+        if bad := list(_value_problems(place, name, param, block)):
+            yield from bad
         elif param.active(chosen):
             chosen[name] = value
             if not param.holds(value):
                 yield place, f"{where} has {value!r}, which lies outside; widen it: the config's own values are trial 0"
+
+
+def _value_problems(place: tuple[str | int, ...], name: str, param: Param, block: Section) -> Iterator[Problem]:
+    """Ends of a range, or choices, that the field does not take; what only other settings forbid is left to trials."""
+    from workbench.config_messages import in_words  # which knows the whole config, this section in it
+
+    kind = next(one for one in ("float", "int", "categorical") if getattr(param, one) is not None)
+    for index, value in enumerate(getattr(param, kind)):
+        try:
+            with_values(block, {name: value})
+        except ValidationError as error:
+            for entry in error.errors(include_url=False):
+                loc = entry["loc"]
+                if entry["type"] == "default_factory_not_called" or loc[:1] != (name.partition(".")[0],):
+                    continue
+                hint = "; use int" if kind == "float" and entry["type"] in ("int_type", "int_from_float") else ""
+                yield (*place, kind, index), in_words(entry) + hint

@@ -65,7 +65,17 @@ class Repeated(Model):
 class Best(Model):
     number: Count
     params: dict[str, Setting]
-    value: E = Field(description="On fresh seeds; without repeats the search's own, which the search flatters")
+    value: E = Field(
+        description="Of choosing like this: each fresh seed scores what the other fresh seeds chose; without repeats "
+        "the search's own, which the search flatters"
+    )
+    selected: bool = Field(
+        default=True,
+        description="value and gain are from the seeds that chose it, which flatters it (one fresh seed, no repeats)",
+    )
+    held_out: dict[str, Count] = Field(
+        default_factory=dict, description="Fresh seed -> number of the setting that the other fresh seeds chose"
+    )
     seq_kl: KL | None
     feasible: bool = Field(description="false: no setting kept within max_kl; this one passes it least")
     search_value: E
@@ -97,7 +107,11 @@ class TunedArm(Model):
     exhausted: str | None = Field(default=None, description="Why it ended before its budget was spent")
     best: Best | None = Field(description="null: no trial is complete")
     default: Repeated | None = Field(default=None, description="The config's own values, on the same seeds as best")
-    gain: Compared | None = Field(default=None, description="best less default on fresh seeds, paired by prompt")
+    gain: Compared | None = Field(
+        default=None,
+        description="best less default, paired by prompt; each fresh seed scores what the others chose, unless "
+        "best.selected",
+    )
     winners_curse: Compared | None = Field(
         default=None, description="The search's winner: its score there less its score on fresh seeds, paired by prompt"
     )

@@ -12,6 +12,7 @@ from workbench import tracking_names as names
 from workbench.config_comparison import Comparison
 from workbench.results_tuning import TrialRow, TunedArm, TuningResults
 from workbench.tracking import Tracker
+from workbench.tuning_figures import figures_of
 
 STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
@@ -110,8 +111,7 @@ def track(
             path = home / "store" / key / "metrics.jsonl" if key is not None else None
             tracker.trial(row, path, best=arm.best is not None and row.number == arm.best.number)
         tracker.study(arm)
-        own = [one for one in figures if one.name.startswith((f"{label}-", "best_so_far"))]
-        tracker.finish(None, own, note=found.rule)
+        tracker.finish(None, figures_of(label, figures), note=found.rule)
         runs[label] = {"state": state, "run_id": tracker.run_id, "tracking_uri": tracker.tracking_uri}
     marker.write_text(json.dumps({"uri": comparison.tracking.uri, "runs": runs}), encoding="utf-8")
     uris = [one["tracking_uri"] for one in runs.values()]

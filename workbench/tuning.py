@@ -163,8 +163,8 @@ class Study:
             for step, value in steps.items():
                 if step not in known:
                     trial.report(value, step)
-            prunable = number >= self.tuning.pruner.startup
-            return prunable and trial.should_prune()
+            stop = trial.should_prune()  # asked in any case: hyperband notes there which rungs a trial has reached
+            return bool(stop) and number >= self.tuning.pruner.startup
 
     def tell(
         self,
@@ -258,8 +258,38 @@ def _suggest(trial: optuna.Trial, name: str, param: Param) -> Any:
     return trial.suggest_float(name, param.float[0], param.float[1], log=param.log)
 
 
+class _Feasible:
+    """A study as a pruner sees it, without the complete trials whose KL passes the limit."""
+
+    def __init__(self, study: optuna.Study, max_kl: float) -> None:
+        self._study, self._max_kl = study, max_kl
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def get_trials(self, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
+        """Those that a setting could be chosen from; a KL that is not known is no violation."""
+        found = self._study.get_trials(deepcopy=deepcopy, states=states)
+        return [one for one in found if (one.user_attrs.get("seq_kl") or 0.0) <= self._max_kl]
+
+
+class FeasibleMedian(optuna.pruners.MedianPruner):
+    """The median of the trials within the KL limit: those beyond it score high and cannot be chosen."""
+
+    def __init__(self, startup: int, max_kl: float) -> None:
+        super().__init__(n_startup_trials=startup)
+        self._max_kl = max_kl
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether to stop it."""
+        seen: Any = _Feasible(study, self._max_kl)
+        return super().prune(seen, trial)
+
+
 def _pruner(tuning: Tuning) -> optuna.pruners.BasePruner:
-    pruner = tuning.pruner
+    pruner, max_kl = tuning.pruner, tuning.objective.max_kl
+    if pruner.kind == "median" and max_kl is not None:
+        return FeasibleMedian(pruner.startup, max_kl)
     if pruner.kind == "median":
         return optuna.pruners.MedianPruner(n_startup_trials=pruner.startup)
     if pruner.kind == "hyperband":

@@ -97,13 +97,18 @@ def arm_result(
         pick = _pick(list(whole.values()), limit, candidates={row.number for row in again}) if whole else None
         row = next(one for one in sweep.rows if one.number == (pick.number if pick else winner.number))
         assert row.value is not None
+        finals = [one for one in again if one.number in whole]
+        held = held_out(finals, sweep, seeds, tuning) if pick else {}
+        scored = {seed: held.get(seed, row.number) for seed in seeds} if pick else {}
+        chosen = {seed: sweep.fresh[number, seed].scores for seed, number in scored.items()}
         best = Best(
             number=row.number, params=row.params, search_value=row.value,
-            value=(pick.value or row.value) if pick else row.value,
+            value=score_of(chosen, proportion=share) if chosen else row.value, selected=not held,
+            held_out={str(seed): number for seed, number in held.items()},
             seq_kl=pick.seq_kl if pick else row.seq_kl, feasible=pick.feasible if pick else row.feasible,
         )  # fmt: skip
         if pick is not None and default is not None and default.number in whole:
-            gain = gain_of(_fresh(sweep, pick.number), _fresh(sweep, default.number))
+            gain = gain_of(chosen, _fresh(sweep, default.number))
         if winner.number in whole:
             curse = curse_of(sweep.scores[winner.number].scores, _fresh(sweep, winner.number))
     states = [row.state for row in sweep.rows]
@@ -152,6 +157,28 @@ def _pick(repeated: list[Repeated], max_kl: float | None, candidates: set[int]) 
         return (not one.feasible, passed, -value, one.number)
 
     return min((one for one in repeated if one.number in candidates), key=rank)
+
+
+def held_out(finals: Sequence[TrialRow], sweep: Sweep, seeds: Sequence[int], tuning: Tuning) -> dict[int, int]:
+    """Fresh seed -> finalist that the other fresh seeds choose, so that its score there had no part in choosing it.
+
+    Args:
+        finals: Complete on every fresh seed.
+
+    Returns:
+        Empty where one seed has to choose among several and to score its choice too.
+    """
+    if len(finals) == 1:
+        return dict.fromkeys(seeds, finals[0].number)
+    if len(seeds) < 2:
+        return {}
+    share = is_share(sweep.label, tuning)
+    found = {}
+    for seed in seeds:
+        others = [one for one in seeds if one != seed]
+        scored = [_repeated(row, sweep, others, tuning, share) for row in finals]
+        found[seed] = _pick(scored, tuning.objective.max_kl, {row.number for row in finals}).number
+    return found
 
 
 def _total(costs: Any) -> Cost:

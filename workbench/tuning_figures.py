@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 130
+SHARED = ("best_so_far_trials", "best_so_far_seconds")
+OF_AN_ARM = ("history", "slice", "contour", "importance", "pareto")
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _STATES = {"complete": ("o", "#0072B2"), "pruned": ("x", "#E69F00"), "failed": ("X", "#D55E00")}
@@ -67,6 +69,12 @@ def draw(found: TuningResults, folder: Path) -> list[Path]:
             _label(axes[0], "KL from sft, nats a response", what, f"{label}: score against KL")
             written.append(_save(figure, folder / f"{label}-pareto.png"))
     return written
+
+
+def figures_of(label: str, paths: Sequence[Path]) -> list[Path]:
+    """Those of an arm, and those of all arms: `dpo-0.1-history` is no figure of `dpo`."""
+    own = {*SHARED, *(f"{label}-{what}" for what in OF_AN_ARM)}
+    return [path for path in paths if path.stem in own]
 
 
 def _best_so_far(axes: Axes, arms: Mapping[str, TunedArm], by: str) -> None:

@@ -16,7 +16,6 @@ to matter most:
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -24,9 +23,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from workbench.config import ARM_KINDS, BestOfN, Comparison, RewardModel
+from workbench.config import BestOfN, Comparison
 from workbench.config_base import Section
-from workbench.config_tuning import REWARD_MODEL, Param, Tuning, value_at
+from workbench.config_tuning import REWARD_MODEL, Param, Tuning, value_at, with_values
 from workbench.errors import ConfigError
 
 RATE_FACTOR = 4.0
@@ -39,7 +38,7 @@ def labels_of(comparison: Comparison, asked: tuple[str, ...]) -> list[str]:
     """The arms that --arm names: labels, kinds, reward_model, or all (every arm of the config).
 
     Raises:
-        ConfigError: There is no such arm.
+        ConfigError: There is no such arm, or it has nothing that could be tuned.
     """
     found: list[str] = []
     for name in asked:
@@ -52,6 +51,10 @@ def labels_of(comparison: Comparison, asked: tuple[str, ...]) -> list[str]:
         else:
             known = ", ".join(["all", *comparison.arms, REWARD_MODEL])
             raise ConfigError(f"got '{name}', expected one of {known}", where="--arm")
+    proxy = comparison.reward_models[comparison.proxy]
+    if REWARD_MODEL in found and proxy.path is not None:
+        message = f"got '{REWARD_MODEL}', but it comes from {proxy.path} and is not trained: nothing of it can be tuned"
+        raise ConfigError(message, where="--arm")
     return list(dict.fromkeys(found))
 
 
@@ -129,23 +132,8 @@ def with_params(comparison: Comparison, label: str, params: Params) -> Compariso
     Raises:
         ConfigError: The settings do not fit each other.
     """
-    block = block_of(comparison, label)
-    raw = copy.deepcopy(block.model_dump(mode="json", exclude_unset=True))
-    kind: type[Section] = RewardModel
-    if label != REWARD_MODEL:
-        raw["kind"] = kind_of(comparison, label)
-        kind = ARM_KINDS[raw["kind"]]
-        if kind is BestOfN and "n" in params:  # both follow from n
-            raw.pop("report_n", None)
-            raw.pop("pool", None)
-    for name, value in params.items():
-        *path, last = name.split(".")
-        target = raw
-        for step in path:
-            target = target.setdefault(step, {})
-        target[last] = value
     try:
-        changed = kind.model_validate(raw)
+        changed = with_values(block_of(comparison, label), params)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join([label, *map(str, first["loc"])])

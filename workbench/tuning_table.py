@@ -28,14 +28,15 @@ def print_tuning(found: Mapping[str, Any], path: str) -> None:
     for label, arm in found["arms"].items():
         best, default = arm["best"] or {}, arm["default"] or {}
         spent = arm["spent"]
+        mark = " (selected)" if best.get("selected") and arm["gain"] is not None else ""
         ended = [f"{arm[state]} {state}" for state in ("failed", "pruned") if arm[state]]
         cells = [
             label,
             f"{arm['trials']}" + (f" ({', '.join(ended)})" if ended else ""),
             f"{spent['gpu_s'] or spent['cpu_s']:.0f}",
             shown(default.get("value")),
-            shown(best.get("value")),
-            shown(arm["gain"], sign=True),
+            shown(best.get("value")) + mark,
+            shown(arm["gain"], sign=True) + mark,
             shown(arm["winners_curse"], sign=True),
         ]
         values = (f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"

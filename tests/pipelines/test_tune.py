@@ -89,6 +89,20 @@ def test_other_settings_change_the_arm_and_nothing_before_it(tmp_path: Path) -> 
         assert "candidates[validation,seed=7]" not in changed  # one pool serves every n
 
 
+def test_best_of_n_gives_as_many_answers_as_the_others_from_one_pool_for_every_n(tmp_path: Path) -> None:
+    tuning = "tuning={objective: {samples_per_prompt: 5}, spaces: {best_of_n: {n: {int: [2, 8]}}}}"
+    comparison = with_tuning(load_config(Path("smoke"), (tuning, "evaluation.samples_per_prompt=2")))
+    origin = resolve_origin(comparison, Store(tmp_path))
+    assert comparison.tuning is not None
+    pools = set()
+    for label, params in (("dpo", {}), ("best_of_n", {"n": 2}), ("best_of_n", {"n": 8})):
+        graph = trial_graph(trial_comparison(comparison, label, params, 7), origin, label, comparison.tuning)
+        answers = graph.stages[graph.arms[label, 7]["generations"]].config
+        assert answers["samples_per_prompt"] == 5
+        pools |= {one.config["samples_per_prompt"] for one in graph.stages.values() if one.name == "candidates"}
+    assert pools == {5 * 8}  # a block of its own for each winner
+
+
 def test_the_reward_models_trial_trains_no_arm(tmp_path: Path) -> None:
     comparison, store = smoke(), Store(tmp_path)
     tuning = comparison.tuning

@@ -12,6 +12,7 @@ from workbench.config import Comparison
 from workbench.results_tuning import TunedArm, TuningResults
 from workbench.tracking import default_uri
 from workbench.tracking_tuning import study_metrics, track, trial_metrics
+from workbench.tuning_figures import figures_of
 from workbench.tuning_measure import Trial
 
 COMPARISON = Comparison.model_validate(
@@ -65,6 +66,12 @@ def test_studies_and_trials_are_logged_once(tmp_path: Path) -> None:
     assert best.data.metrics["loss_main"] > 0  # a curve of its training
     failed = trials["trial 002"]
     assert (failed.info.status, failed.data.tags["workbench.error"]) == ("FAILED", "nan")
+
+
+def test_an_arm_has_no_figures_of_an_arm_whose_label_goes_on() -> None:
+    names = ("dpo-history", "dpo-0.1-history", "dpo-0.1-slice", "dpo-slice", "best_so_far_trials", "ppo-history")
+    found = figures_of("dpo", [Path(f"{name}.png") for name in names])
+    assert [path.stem for path in found] == ["dpo-history", "dpo-slice", "best_so_far_trials"]
 
 
 def test_every_name_is_documented() -> None:

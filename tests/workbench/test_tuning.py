@@ -110,6 +110,26 @@ def test_infeasible_trials_do_not_lead(home: Path) -> None:
     assert one._study.best_trial.number == 0
 
 
+def test_median_compares_with_trials_within_the_kl_limit(home: Path) -> None:
+    for name, limit in (("free/dpo", None), ("held/dpo", 5.0)):
+        one = study(home, name, pruner={"kind": "median", "startup": 1}, objective={"max_kl": limit})
+        for value, kl in ((0.5, 4.0), (0.9, 9.0), (0.8, 8.0)):  # the good scores are those that cannot be chosen
+            asked = one.ask()
+            one.report(asked.number, {1: value})
+            one.tell(asked.number, "complete", [value], {"seq_kl": kl}, None if limit is None else kl - limit)
+        assert one.report(one.ask().number, {1: 0.6}) is (limit is None)
+
+
+def test_hyperband_sees_the_first_trials_too(home: Path) -> None:
+    one = study(home, pruner={"kind": "hyperband", "startup": 3, "at": [0.2, 0.4, 0.6, 0.8]})
+    for number in range(3):
+        asked = one.ask()
+        assert not any(one.report(asked.number, {rung: 1.0 - number}) for rung in (1, 2, 3))
+        finish(one, asked.number, 1.0 - number)
+    seen = [trial.system_attrs for trial in one._study.get_trials(deepcopy=False)]
+    assert all(any("completed_rung" in key for key in attrs) for attrs in seen[:3])
+
+
 def test_two_objectives_have_a_front(home: Path) -> None:
     one = study(home, objective={"against_kl": True})
     for value, kl in ((0.5, 4.0), (0.9, 9.0), (0.4, 5.0)):

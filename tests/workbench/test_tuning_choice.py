@@ -111,6 +111,33 @@ def test_fresh_seeds_choose_and_measure_what_the_search_flattered() -> None:
     assert found.winners_curse.low < 0.59 < (found.winners_curse.high or 0)
 
 
+def test_a_choice_is_scored_on_the_seed_that_had_no_part_in_it() -> None:
+    trials = {0: trial(0.0), 1: trial(1.0), 2: trial(0.9)}
+    means = {0: (0.0, 0.0), 1: (0.9, 0.1), 2: (0.1, 0.8)}  # two lucky draws of settings that are as good
+    fresh = {(n, SEED + 1 + s): trial(mean) for n, pair in means.items() for s, mean in enumerate(pair)}
+    found = result(trials, fresh)
+    assert found.best is not None
+    assert found.gain is not None
+    assert (found.best.number, found.best.selected) == (1, False)
+    assert found.best.held_out == {str(SEED + 1): 2, str(SEED + 2): 1}
+    assert found.best.value.value == pytest.approx(0.1)  # not the 0.5 by which 1 was chosen
+    assert found.gain.value == pytest.approx(0.1)
+
+
+def test_one_fresh_seed_that_chooses_is_marked_unless_there_is_no_choice() -> None:
+    trials = {0: trial(0.0), 1: trial(1.0)}
+    fresh = {(n, SEED + 1): trial(mean) for n, mean in enumerate((0.0, 0.4))}
+    two = result(trials, fresh, repeats={"top": 2, "seeds": 1})
+    assert two.best is not None
+    assert (two.best.selected, two.best.value.value) == (True, pytest.approx(0.4))
+    one = result({0: trials[0]}, fresh, repeats={"top": 1, "seeds": 1})
+    assert one.best is not None
+    assert (one.best.selected, one.best.held_out) == (False, {str(SEED + 1): 0})
+    none = result(trials, {}, repeats={"seeds": 0})
+    assert none.best is not None
+    assert none.best.selected
+
+
 def test_a_finalist_that_diverges_on_a_fresh_seed_is_not_chosen() -> None:
     trials = {0: trial(0.0), 1: trial(1.0)}
     fresh = {(0, SEED + 1): trial(0.0), (1, SEED + 1): Trial(status="failed", reason="nan in the loss")}

@@ -53,6 +53,16 @@ def load(tmp_path: Path):  # type: ignore[no-untyped-def]
         ("tuning:\n  spaces:\n    ppo: {kl_coef: {float: [0, 1], log: true}}\n", 11, "above 0"),
         ("tuning:\n  spaces:\n    dpo: {labels: {categorical: [given, main]}}\n", 11, "change what is compared"),
         ("tuning:\n  spaces:\n    ppo: {clip: {float: [0.1, 1], when: {gamma: 1}}}\n", 11, "a setting above"),
+        ("tuning:\n  spaces:\n    dpo: {beta: {float: [0, 1]}}\n", 11, "got 0.0, expected more than 0"),
+        ("tuning:\n  spaces:\n    best_of_n: {n: {float: [2, 64]}}\n", 11, "a whole number; use int"),
+        ("tuning:\n  spaces:\n    best_of_n: {n: {int: [2, 9999]}}\n", 11, "got 9999, expected at most 4096"),
+        ("tuning:\n  spaces:\n    best_of_n: {n: {categorical: [4, 16, null]}}\n", 11, "null.*expected a whole"),
+        ("tuning:\n  spaces:\n    ppo: {minibatches: {categorical: [2, null]}}\n", 11, "null.*expected a whole"),
+        (
+            "reward_models: {main: {path: a/b}}\ntuning:\n  spaces:\n    reward_model: {epochs: {int: [1, 4]}}\n",
+            12,
+            "nothing to tune",
+        ),
         ("tuning: {objective: {metric: win_rate}}\n", 9, "expected one with metric win_rate"),
         ("tuning: {objective: {metric: win_rate, judge: bob}}\n", 9, "expected one of gold, proxy"),
         ("evaluation: {judges: [proxy]}\ntuning: {objective: {metric: proxy_reward}}\n", 10, "final judge"),
@@ -123,6 +133,20 @@ def test_settings_take_what_follows_from_them_along(load) -> None:  # type: igno
     with pytest.raises(ConfigError, match="multiple of ppo's minibatches"):
         with_params(comparison, "ppo", {"minibatches": 3})
     assert largest_n(comparison, "best_of_n") == 64
+
+
+def test_a_value_that_only_other_settings_forbid_is_left_to_the_trials(load) -> None:  # type: ignore[no-untyped-def]
+    comparison = load("tuning:\n  spaces:\n    ppo: {minibatches: {categorical: [2, 3]}}\n")
+    assert default_params(comparison, "ppo") == {"minibatches": 2}
+
+
+def test_a_reward_model_that_is_not_trained_cannot_be_tuned(load, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    comparison = load()
+    given = comparison.reward_models["main"].model_copy(update={"path": "some/folder"})
+    comparison = comparison.model_copy(update={"reward_models": {"main": given}})
+    with pytest.raises(ConfigError, match="nothing of it can be tuned"):
+        labels_of(comparison, ("all", "reward_model"))
+    assert labels_of(comparison, ("dpo",)) == ["dpo"]
 
 
 def test_conditional_settings(load) -> None:  # type: ignore[no-untyped-def]
