@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
         log: Seed, resources, metrics, cost.
 
     Raises:
+        DataError: A `base` cannot read what the policy writes: text is lost, tokens are unknown, its context is too
+            short.
         DivergenceError: It scores everything alike; PPO on it would learn noise.
     """
     from workbench.trl_adapter import TrainSpec, train_reward, training_order
@@ -55,9 +58,12 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     pad_id, last = int(tokenizer.pad_token_id), out / "checkpoints" / "last"
     trunk = inputs.get("base", sft.folder())
     own = load_tokenizer(trunk, trust_remote_code=trust) if "base" in inputs else tokenizer
-    reader = None
-    if "base" in inputs and reads_otherwise(own, tokenizer, config):
-        reader = make_reader(log.work / "reader", trunk, own, tokenizer, config)
+    reader, reading = None, {}
+    if "base" in inputs:
+        if reads_otherwise(own, tokenizer, config):
+            reader = make_reader(log.work / "reader", trunk, own, tokenizer, config)
+            reading = check_reading(reader, written_rows(pairs, pairs.split_rows("train")))
+        check_room(context_of_folder(trunk), reading.get("growth", 1.0), config["max_length"], trunk)
     own_pad = int(own.pad_token_id if own.pad_token_id is not None else own.eos_token_id or 0)  # only fills
     model = new_reward_model(trunk, placement, log.seed, pad_id=own_pad, trust_remote_code=trust)
     lora = Lora.from_config(config.get("lora"))
@@ -113,7 +119,8 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
         "parametrization": parametrization(lora),
     }
     if "base" in inputs:
-        facts |= {"base": True, "reading": {"template": config["template"], "own_tokenizer": reader is not None}}
+        told = {"template": config["template"], "own_tokenizer": reader is not None, **reading}
+        facts |= {"base": True, "reading": told}
     write_policy_set(out, [kept], facts=facts)
 
 
@@ -178,6 +185,12 @@ def adopt(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: Stage
     write_policy_set(out, [kept], facts=facts)
 
 
+def written_rows(pairs: PackedPairs, rows: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """(prompt ids, response ids) of both sides of the first 512 of these pairs."""
+    found = [pairs.as_lists(row) for row in list(rows)[:512]]
+    return [(row["prompt_ids"], row[f"{side}_ids"]) for row in found for side in ("chosen", "rejected")]
+
+
 def reads_otherwise(own: Any, policy: Any, config: dict[str, Any]) -> bool:
     """Whether a model with this tokenizer must have the policy's texts tokenised anew."""
     return bool(config["template"] == "chat" or vocabulary_digest(own) != vocabulary_digest(policy))
@@ -207,15 +220,10 @@ def make_reader(folder: Path, base: Path, own: Any, policy: Any, config: dict[st
 
 
 def reread(staged: StagedPairs, pairs: PackedPairs, reader: Reader, folder: Path, device: str) -> RereadPairs:
-    """The same pairs in the reader's ids, checked; digests stay those of the ids that every arm shares.
-
-    Raises:
-        DataError: See `check_reading`.
-    """
+    """The same pairs in the reader's ids; digests stay those of the ids that every arm shares."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     rows = [pairs.as_lists(index) for index in range(len(pairs))]
-    check_reading(reader, [(row["prompt_ids"], row["chosen_ids"]) for row in rows[:512]])
     ids = []
     for row in rows:
         prompt, chosen, done = reader.texts(row["prompt_ids"], row["chosen_ids"])

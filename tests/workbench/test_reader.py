@@ -289,6 +289,17 @@ def test_a_reward_model_can_start_from_another_model_with_another_tokenizer(
     assert critic.values(make_batch(prompts, responses, PAD)).abs().max() == 0.0
 
 
+def test_a_base_that_is_too_short_is_refused_before_it_trains(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workbench.trl_adapter.train_reward", lambda *given: pytest.fail("it trained"))
+    base = foreign(tmp_path, context=48).parent / "base"
+    inputs = {part: getattr(world, part) for part in ("sft", "pairs", "prompts")} | {"base": base}
+    config = reward_config(epochs=1) | {"template": "text", "max_length": 96, "lora": None}
+    with pytest.raises(DataError, match="the reward model reads 48 tokens, but"):
+        reward_model.run(config, inputs, world.out("reward_model"), Log(tmp_path / "work"))
+
+
 def test_pairs_read_anew_are_the_texts_of_the_pairs(world: World, other: PolicySet, tmp_path: Path) -> None:
     reader, pairs = Reader(other.folder()), PackedPairs(world.pairs)
     found = reward_model.reread(StagedPairs(pairs), pairs, reader, tmp_path / "pairs", "cpu")
