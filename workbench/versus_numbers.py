@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from workbench.config_judges import CONNECTION
 from workbench.results_base import E
 from workbench.versus_base import INDEPENDENT, PAIRED, Difference, Run
 
@@ -27,21 +28,16 @@ AGREEMENT_FIELDS = ("agreement", "implicit_accuracy", "explicit_accuracy")
 
 
 def numbers(a: Run, b: Run, paired: bool) -> Iterator[Difference]:
-    same_proxy = a.keys("reward_model") == b.keys("reward_model")
-    same_gold = a.config is None or b.config is None or a.config.get("gold") == b.config.get("gold")
+    refused = {judge: unlike(a, b, judge) for judge in ("gold", "proxy")}
     for label, arm in a.results["arms"].items():
         other = b.results["arms"].get(label)
         if other is None:
             continue
-        yield from _win_rates(a, b, label, arm, other, paired)
+        yield from _win_rates(a, b, label, arm, other, paired, refused)
         for field, of_sample in ARM_FIELDS.items():
             if not arm.get(field) and not other.get(field):
                 continue
-            reason = None
-            if field.startswith("proxy") and not same_proxy:
-                reason = "refused: the runs' reward models differ, and their scores have no zero or unit in common"
-            elif field.startswith("gold") and not same_gold:
-                reason = "refused: the runs' gold rewards differ"
+            reason = refused.get(field.partition("_")[0])
             correlation = _correlation(a, b, label, of_sample, None, gain=field.endswith("gain")) if paired else None
             both = (arm.get(field), other.get(field))
             found = difference(*both, a, b, correlation, reason)
@@ -57,16 +53,55 @@ def numbers(a: Run, b: Run, paired: bool) -> Iterator[Difference]:
                              difference=difference(one, other, a, b))  # fmt: skip
 
 
+def unlike(a: Run, b: Run, judge: str) -> str | None:
+    """Why what this judge says in the two runs cannot be subtracted; None: it is the same one. Unknown is not the same.
+
+    Args:
+        judge: `proxy`, `gold`, or a judge of the configs.
+    """
+    if judge == "proxy":
+        keys = [run.keys("reward_model") for run in (a, b)]
+        if not keys[0] or not keys[1]:
+            return "refused: a run does not say which reward model it had"
+        told = "refused: the runs' reward models differ, and their scores have no zero or unit in common"
+        return None if keys[0] == keys[1] else told
+    if a.config is None or b.config is None:
+        return f"refused: a run kept no config.json, so nobody knows whether both had the same {judge}"
+    if judge == "gold":
+        same = a.config.get("gold") == b.config.get("gold") and _digest(a, "gold") == _digest(b, "gold")
+        return None if same else "refused: the runs' gold rewards differ"
+    blocks = [_asked(run.config or {}, judge) for run in (a, b)]
+    return None if blocks[0] == blocks[1] else f"refused: the runs' judges named {judge} differ"
+
+
+def _digest(run: Run, role: str) -> str | None:
+    """Digest of a model's files; None where it is none from outside."""
+    return next((one["digest"] for one in run.results.get("models") or () if one["role"] == role), None)
+
+
+def _asked(config: Mapping[str, Any], judge: str) -> dict[str, Any]:
+    """What a judge is, without how it is reached and how much it is asked."""
+    block = (config.get("judges") or {}).get(judge) or {}
+    return {name: value for name, value in block.items() if name not in {*CONNECTION, "pairs_per_prompt", "opponents"}}
+
+
 def _win_rates(
-    a: Run, b: Run, label: str, arm: Mapping[str, Any], other: Mapping[str, Any], paired: bool
+    a: Run,
+    b: Run,
+    label: str,
+    arm: Mapping[str, Any],
+    other: Mapping[str, Any],
+    paired: bool,
+    refused: Mapping[str, str | None],
 ) -> Iterator[Difference]:
     theirs = {rate["judge"]: rate for rate in other["win_rates"]}
     for rate in arm["win_rates"]:
         judge = rate["judge"]
         if judge in theirs:
+            reason = refused[judge] if judge in refused else unlike(a, b, judge)
             correlation = _correlation(a, b, label, "", judge, gain=False) if paired else None
             yield Difference(of=label, figure="win_rate", judge=judge, a=_e(rate), b=_e(theirs[judge]),
-                             difference=difference(rate, theirs[judge], a, b, correlation))  # fmt: skip
+                             difference=difference(rate, theirs[judge], a, b, correlation, reason))  # fmt: skip
 
 
 def _e(estimate: Mapping[str, Any] | None) -> E | None:

@@ -19,7 +19,10 @@ from workbench.cli import main
 from workbench.report.versus import headline, versus_page
 from workbench.versus import changes, versus
 from workbench.versus_base import INDEPENDENT, PAIRED, Run
-from workbench.versus_numbers import difference
+from workbench.versus_numbers import difference, unlike
+
+
+WORLD = {"gold": {"world": True}}
 
 
 def run(tmp_path: Path, name: str, found: dict[str, Any] | None = None, *, rows: list[dict[str, Any]] | None = None,
@@ -51,7 +54,8 @@ def number(found: dict[str, Any], of: str, figure: str) -> dict[str, Any]:
 
 def test_shared_prompts_are_paired_and_tell_more(tmp_path: Path) -> None:
     (one, rows), (two, others) = measured(1, 0.0), measured(2, 0.3)
-    a, b = run(tmp_path, "a", one, rows=rows), run(tmp_path, "b", two, rows=others)
+    a, b = (run(tmp_path, name, found, rows=some, config=WORLD)
+            for name, found, some in (("a", one, rows), ("b", two, others)))  # fmt: skip
     found = versus(a, b).model_dump(mode="json", by_alias=True)
     gap = number(found, "ppo", "gold_reward")["difference"]
     assert gap["method"].startswith(PAIRED)
@@ -66,11 +70,11 @@ def test_shared_prompts_are_paired_and_tell_more(tmp_path: Path) -> None:
 
 def test_other_prompts_or_no_samples_are_independent(tmp_path: Path) -> None:
     (one, rows), (two, others) = measured(1, 0.0), measured(2, 0.3)
-    a = run(tmp_path, "a", one, rows=rows)
-    b = run(tmp_path, "b", two, rows=[r | {"prompt": "another"} for r in others])
+    a = run(tmp_path, "a", one, rows=rows, config=WORLD)
+    b = run(tmp_path, "b", two, rows=[r | {"prompt": "another"} for r in others], config=WORLD)
     told = versus(a, b)
     assert "0 test prompts are in both (A has 60, B 60)" in told.pairing
-    c = versus(a, run(tmp_path, "c", two))
+    c = versus(a, run(tmp_path, "c", two, config=WORLD))
     assert "B kept no samples" in c.pairing
     for found in (told, c):
         gap = number(found.model_dump(), "ppo", "gold_reward")["difference"]
@@ -116,7 +120,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(tmp_path: Path) -> None:
 
 def test_the_same_run_twice_differs_in_nothing(tmp_path: Path) -> None:
     found, rows = measured(1, 0.0)
-    a, b = run(tmp_path, "a", found, rows=rows), run(tmp_path, "b", found, rows=rows)
+    a, b = (run(tmp_path, name, found, rows=rows, config=WORLD) for name in "ab")
     told = versus(a, b).model_dump(mode="json", by_alias=True)
     assert (told["facts"], told["stages_changed"], told["stages_same"]) == ([], [], 2)
     gap = number(told, "ppo", "gold_reward")["difference"]
@@ -126,23 +130,40 @@ def test_the_same_run_twice_differs_in_nothing(tmp_path: Path) -> None:
 
 def test_what_cannot_be_compared_is_refused_with_the_reason(tmp_path: Path) -> None:
     other = copy.deepcopy(results())
-    other["stages"].append({"name": "reward_model", "instance": "reward_model[main]", "key": "k9", "cached": False,
-                            "why": "new", "wall_s": 1.0})  # fmt: skip
+    one = copy.deepcopy(results())
+    for found, key in ((one, "k8"), (other, "k9")):
+        found["stages"].append({"name": "reward_model", "instance": "reward_model[main]", "key": key, "cached": False,
+                                "why": "new", "wall_s": 1.0})  # fmt: skip
     other["stages"][0]["key"] = "k1b"
     other["match"]["checks"][1]["detail"] = "1000 pairs, sha256:ef56"
     other["arms"]["grpo"] = other["arms"]["ppo"]
     configs = [{"data": {"pairs": n}, "gold": {"python": f"m:g{n}"}} for n in (2000, 1000)]
-    a, b = run(tmp_path, "a", config=configs[0]), run(tmp_path, "b", other, config=configs[1])
+    a, b = run(tmp_path, "a", one, config=configs[0]), run(tmp_path, "b", other, config=configs[1])
     told = versus(a, b).model_dump(mode="json", by_alias=True)
     assert "reward models differ" in number(told, "ppo", "proxy_reward")["difference"]["method"]
     assert "gold rewards differ" in number(told, "ppo", "gold_reward")["difference"]["method"]
-    assert number(told, "ppo", "win_rate")["difference"]["value"] == 0
+    assert "gold rewards differ" in number(told, "ppo", "win_rate")["difference"]["method"]
     assert told["config"] == [{"name": "data.pairs", "a": "2000", "b": "1000"},
                               {"name": "gold.python", "a": '"m:g2000"', "b": '"m:g1000"'}]  # fmt: skip
     assert [one["b"] for one in told["facts"]] == ["passed: 1000 pairs, sha256:ef56"]
     assert told["arms_only_b"] == ["grpo"]
     assert any("The SFT policies differ" in line for line in told["notes"])
     assert any("With one run seed" in line for line in told["notes"])
+
+
+def test_a_win_rate_needs_the_same_judge_and_unknown_is_not_the_same(tmp_path: Path) -> None:
+    judges = [{"judges": {"j": {"kind": "llm", "model": name, "url": name}}, **WORLD} for name in ("m", "m", "n")]
+    judges[1]["judges"]["j"]["url"] = "elsewhere"
+    a, b, c = (run(tmp_path, name, config=config) for name, config in zip("abc", judges, strict=True))
+    unknown = run(tmp_path, "d")
+    assert unlike(a, b, "j") is None
+    assert "judges named j differ" in (unlike(a, c, "j") or "")
+    assert unlike(a, c, "gold") is None
+    for judge in ("gold", "j"):
+        assert "kept no config.json" in (unlike(a, unknown, judge) or "")
+    assert "does not say which reward model" in (unlike(a, b, "proxy") or "")  # neither has a stage of it
+    method = number(versus(a, unknown).model_dump(), "ppo", "win_rate")["difference"]["method"]
+    assert method.startswith("refused")
 
 
 def test_the_page_and_the_terminal_say_the_same(tmp_path: Path) -> None:
