@@ -14,7 +14,7 @@ import hashlib
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +41,7 @@ from workbench.tuning import DATABASE, Study, open_storage
 from workbench.tuning_choice import order_by, orders
 from workbench.tuning_measure import Trial
 from workbench.tuning_spaces import default_params, labels_of, space_of, tuning_of, upstream_digest
+from workbench.types import Cost
 
 TICK_S = 0.5
 MOST_DEATHS = 2
@@ -179,6 +180,7 @@ class Drive:
     def __init__(self, arms: dict[str, ArmSweep], pool: Pool, store: Store, seed: int) -> None:
         self.arms, self.pool, self.store, self.seed = arms, pool, store, seed
         self.deaths: dict[str, int] = {}
+        self.before: dict[str, Mapping[str, Cost]] = {}  # what attempts that died cost
 
     def search(self) -> None:
         """Runs trials until every arm has spent its budget."""
@@ -223,7 +225,9 @@ class Drive:
                 self.pool.prune(job["job"])
         elif event == "done" and arm is not None:
             trial = Trial.from_json(message["trial"])
+            trial = replace(trial, costs={**self.before.get(job["job"], {}), **trial.costs})
             if trial.status == "died":
+                self.before[job["job"]] = trial.costs
                 self._died(job, trial.reason or "it died", trial)
                 return
             arm.ended(job, trial)

@@ -142,6 +142,18 @@ def test_a_trial_that_dies_twice_has_failed_and_the_sweep_goes_on(home: Path, wh
     assert arm.next_job() is not None
 
 
+def test_the_attempt_that_died_is_charged_to_the_one_that_did_not(home: Path) -> None:
+    arm = sweep(home, config("{budget: {trials: 1}}"), "dpo")
+    one, _ = drive(arm, home)
+    job = arm.next_job()
+    assert job is not None
+    dead = Trial(status="died", reason="killed", costs={"look": Cost(cpu_s=2.0), "dpo": Cost(cpu_s=3.0)})
+    one._heard(job, {"event": "done", "trial": dead.to_json()})
+    one._heard(job, {"event": "done", "trial": complete("dpo", 7).to_json()})
+    (row,) = arm.rows()
+    assert (row.state, row.spent.cpu_s) == ("complete", 2.0 + 1.0)
+
+
 def test_what_stops_every_trial_ends_the_run(home: Path) -> None:
     arm = sweep(home, config("{budget: {trials: 2}}"), "dpo")
     one, _ = drive(arm, home)
