@@ -83,6 +83,9 @@ def cautions(table: OpinionTable, overall: Overall, threshold: float) -> Iterato
         yield "no two annotators labeled one pair, so nothing is known of their agreement: ask several about some"
     elif alpha < threshold:
         yield f"alpha is {alpha:z.2f}, below {threshold:g}: the labels hardly agree; see docs/data.md"
+    if not table.named.all():
+        count = int((~table.named[table.who]).sum())
+        yield f"{count} of {len(table.who)} labels do not say whose they are: they agree or not, and nobody is to blame"
     if table.opinions.unscored:
         yield f"{table.opinions.unscored} verdicts did not come and are left out"
     if table.opinions.unusable:

@@ -23,13 +23,16 @@ from workbench.measure_triples import triples_of
 from workbench.metrics import kappa, krippendorff
 from workbench.metrics.estimates import Array, holm, mean_by_cluster
 from workbench.metrics.resampling import Rows, bootstrap_vector
-from workbench.opinions_table import RESAMPLES, OpinionTable, refused, verdict
+from workbench.opinions_table import NO_NAME, RESAMPLES, OpinionTable, refused, verdict
 from workbench.results_base import E
 
 MOST_PROMPTS: Final = 20_000
 MOST_BETWEEN: Final = 200
 RELABEL_BELOW: Final = 0.75
 MINIMUM_ALPHA: Final = 0.2
+_PERSONAL: Final = (
+    "leave_one_out", "gap", "reliability", "first_shown_preferred", "longer_preferred", "longer_gap"
+)  # fmt: skip
 
 
 def annotators(
@@ -68,6 +71,8 @@ class _Dashboard(OpinionTable):
         low = overall.alpha_nominal.low
         reliability = Reliability(self, agree=alpha is not None and low is not None and low > 0)
         rows = [self._row(place, reliability.rows[place]) for place in range(len(self.people))]
+        nobody = dict.fromkeys(_PERSONAL, refused(NO_NAME))
+        rows = [row if named else row.model_copy(update=nobody) for row, named in zip(rows, self.named, strict=True)]
         adjusted = holm([p_of_gap(row.gap, row.leave_one_out) for row in rows])
         rows = [row.model_copy(update={"p_holm": p}) for row, p in zip(rows, adjusted, strict=True)]
         doubtful, total = reliability.relabel(relabel_below)
@@ -266,7 +271,8 @@ class _Dashboard(OpinionTable):
     # ------------------------------------------------------------------------------------------ two by two
 
     def _between(self) -> tuple[list[BetweenRow], int]:
-        common = self.labeled.T.astype(np.int64) @ self.labeled.astype(np.int64)
+        mine = (self.labeled & self.named).astype(np.float32)  # counts are exact up to 2**24
+        common = (mine.T @ mine).astype(np.int64)
         met = [(int(common[a, b]), a, b) for a, b in itertools.combinations(range(len(self.people)), 2) if common[a, b]]
         met.sort(key=lambda one: (-one[0], one[1], one[2]))
         rows = [self._pair(a, b) for _, a, b in met[:MOST_BETWEEN]]

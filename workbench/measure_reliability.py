@@ -12,7 +12,7 @@ from scipy import special
 from workbench.annotators_records import Relabel
 from workbench.metrics import dawid_skene
 from workbench.metrics.estimates import Array
-from workbench.opinions_table import OpinionTable, refused
+from workbench.opinions_table import NO_NAME, OpinionTable, refused
 from workbench.results_base import E
 from workbench.types import Estimate
 
@@ -42,8 +42,9 @@ class Reliability:
         shared = table.labeled & (table.votes > 1)[:, None]
         self.active = shared.any(axis=0)
         enough = self.active.sum() >= dawid_skene.FEWEST_ANNOTATORS
-        self.rows = [refused(_CHANCE if enough else _FEW)] * len(table.people)
-        if enough and agree:
+        named = bool(table.named[self.active].all())
+        self.rows = [refused((_CHANCE if enough else _FEW) if named else NO_NAME)] * len(table.people)
+        if enough and agree and named:
             self._fit()
 
     def _fit(self) -> None:
@@ -105,14 +106,15 @@ class Reliability:
 
 def _interval(value: float, drawn: Array, n: int) -> E:
     """A normal interval on the logit scale with the resamples' spread, so that the ends stay in (0, 1)."""
-    logits = special.logit(np.clip(drawn, 1e-9, 1 - 1e-9))
+    inner = np.clip([value, *drawn], 1e-9, 1 - 1e-9)  # the ends of (0, 1) have no logit
+    center, logits = float(special.logit(inner[0])), special.logit(inner[1:])
     half = 1.959964 * float(np.std(logits, ddof=1)) * math.sqrt(n / max(1, n - 1))
-    low, high = (float(special.expit(special.logit(value) + side * half)) for side in (-1, 1))
+    low, high = (float(special.expit(center + side * half)) for side in (-1, 1))
     return E.of(
         Estimate(
             value=value,
-            low=low,
-            high=high,
+            low=min(low, value),
+            high=max(high, value),
             n=n,
             method=f"Dawid-Skene, logit bootstrap by prompt, {len(drawn)} resamples",
             prompt_se=float(np.std(drawn, ddof=1)),

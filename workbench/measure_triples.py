@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 
 from workbench.annotators_records import Triples
-from workbench.data.opinions import Opinions
+from workbench.data.opinions import UNNAMED, Opinions
 from workbench.metrics.estimates import Array, Index, mean_by_cluster
 from workbench.results_base import E
 
@@ -20,9 +20,10 @@ def triples_of(opinions: Opinions, unit: Index, who: Index, value: Array, prompt
     Args:
         unit, who, value: (L,) labels.
         prompt: (U,) of all units.
-        person: Whose; None: everybody's.
+        person: Whose; None: everybody's whose labels have a name.
     """
-    keep = (value != 0.5) if person is None else (value != 0.5) & (who == person)
+    named = np.array([UNNAMED.fullmatch(name) is None for name in opinions.annotators], dtype=bool)
+    keep = (value != 0.5) & (named[who] if person is None else named[who] & (who == person))
     beats: dict[tuple[int, int], dict[tuple[int, int], float]] = {}
     for u, j, v in zip(unit[keep].tolist(), who[keep].tolist(), value[keep].tolist(), strict=True):
         a, b = opinions.responses[u].tolist()

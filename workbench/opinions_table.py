@@ -10,12 +10,16 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from workbench.data.opinions import Opinions
+from workbench.data.opinions import UNNAMED, Opinions
+from workbench.errors import DataError
 from workbench.metrics.estimates import Array
 from workbench.metrics.resampling import Rows, bootstrap_bca_by_cluster
 from workbench.results_base import E
 
 RESAMPLES: Final = 500
+MOST_PEOPLE: Final = 2_000
+MOST_CELLS: Final = 10_000_000  # pairs times annotators: 80 MB an array
+NO_NAME: Final = "such labels have no names: a place in a list is no person"
 Mask = npt.NDArray[np.bool_]
 
 
@@ -37,7 +41,10 @@ class OpinionTable:
     Args:
         opinions: Labels.
         seed: Of the sample of prompts and of resampling; each figure has its own generator.
-        most_prompts: More prompts than these are sampled.
+        most_prompts: More prompts than these are sampled; fewer, where pairs times annotators are over `MOST_CELLS`.
+
+    Raises:
+        DataError: There are more annotators than `MOST_PEOPLE`.
     """
 
     opinions: Opinions
@@ -46,16 +53,24 @@ class OpinionTable:
 
     def __post_init__(self) -> None:
         o = self.opinions
+        if len(o.annotators) > MOST_PEOPLE:
+            raise DataError(
+                f"{len(o.annotators):,} annotators; expected at most {MOST_PEOPLE:,}, because every two are compared: "
+                "give the labels of fewer, or one name to all who labeled little"
+            )
         _, prompt = np.unique(np.array(o.prompts), return_inverse=True)
         self.n_prompts = len(np.unique(prompt[o.unit]))
         keep = np.ones(len(o.unit), dtype=bool)
         self.sampled: int | None = None
-        if self.n_prompts > self.most_prompts:
-            drawn = np.random.default_rng([self.seed, 9]).permutation(np.unique(prompt[o.unit]))[: self.most_prompts]
+        cells = len(np.unique(o.unit)) * len(o.annotators) / max(1, self.n_prompts)  # of one prompt
+        most = min(self.most_prompts, max(1, int(MOST_CELLS / max(1.0, cells))))
+        if self.n_prompts > most:
+            drawn = np.random.default_rng([self.seed, 9]).permutation(np.unique(prompt[o.unit]))[:most]
             keep, self.sampled = np.isin(prompt[o.unit], drawn), len(drawn)
         self.unit, self.who, self.value = o.unit[keep], o.who[keep], o.value[keep]
         self.grade, self.shown = o.grade[keep], o.shown[keep]
         self.prompt, self.people = prompt, o.annotators
+        self.named = np.array([UNNAMED.fullmatch(name) is None for name in self.people], dtype=bool)
         self._merge()
 
     def _merge(self) -> None:

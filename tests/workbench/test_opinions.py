@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from workbench.data.pairs_agreement import alpha_of_pairs
 from workbench.data.validate import Options
 from workbench.errors import DataError
 from workbench.measure_opinions import annotators
+from workbench.measure_reliability import _interval
 from workbench.report import svg
 from workbench.report.annotators_page import annotators_page
 from workbench.report.describe_page import describe_page
@@ -176,6 +178,76 @@ def test_a_colleague_of_few_labels_makes_nobody_look_bad() -> None:
     assert (few.p_holm or 0) > 0.05
     bad = annotators(votes({**equal, "bad": (rng.random(400) < 0.5).tolist()}), ["x"])
     assert list(bad.retrain) == ["bad"]
+
+
+def test_a_place_in_a_list_of_labels_is_no_person(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    items = [
+        {"prompt": f"q{at}", "response_1": "one two", "response_2": "three",
+         "labels": [{"preferred": int(1 + (rng.random() < 0.2))} for _ in range(3)]}
+        for at in range(60)
+    ]  # fmt: skip
+    found = annotators(read_opinions([write(tmp_path / "labels.jsonl", items)], Options()), ["x"])
+    assert [row.name for row in found.annotators] == ["anonymous-1", "anonymous-2", "anonymous-3"]
+    for row in found.annotators:
+        assert row.labels == 60
+        for figure in (row.leave_one_out, row.gap, row.reliability, row.longer_preferred, row.longer_gap):
+            assert figure.value is None
+            assert "no names" in figure.method
+    assert found.overall.alpha_nominal.low is not None
+    assert found.overall.agreement.value == pytest.approx(0.68, abs=0.1)
+    assert (found.between, found.retrain) == ([], {})
+    assert "180 of 180 labels do not say whose they are" in " ".join(found.warnings)
+    checked(annotators_page(found.model_dump(mode="json", by_alias=True)))
+
+
+def test_a_damaged_file_and_equal_responses(tmp_path: Path) -> None:
+    items = pair_rows((GOOD, PLAIN), 120, 2)
+    whole = gzip.compress("".join(json.dumps(one) + "\n" for one in items).encode())
+    (cut := tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="gzip stream is damaged"):
+        read_opinions([cut], Options())
+    items[3]["rejected"] = items[3]["chosen"]
+    found = read_opinions([write(tmp_path / "pairs.jsonl", items)], Options())
+    assert (len(found.units), len(found.value), found.unusable) == (119, 238, 1)
+
+
+def test_labels_of_one_annotator_are_one_opinion(tmp_path: Path) -> None:
+    """The warning before training counts as the dashboard does."""
+    items = pair_rows((GOOD, NOISY), 60, 2, seed=3)
+    rows = [{"prompt_id": row["prompt"], "annotations": row["annotations"] * 3} for row in items]
+    for row in rows[::4]:  # one of the two says both
+        row["annotations"] = [*row["annotations"], {"annotator": "good", "prefers_first": True},
+                              {"annotator": "good", "prefers_first": False}]  # fmt: skip
+    write(tmp_path / "pairs.jsonl", rows)
+    found = alpha_of_pairs(tmp_path)
+    assert found is not None
+    written = [row | {"annotations": made["annotations"]} for row, made in zip(items, rows, strict=True)]
+    (tmp_path / "other").mkdir()
+    board = annotators(read_opinions([write(tmp_path / "other" / "p.jsonl", written)], Options()), ["x"])
+    assert found.value == pytest.approx(board.overall.alpha_nominal.value)
+    alone = [{"prompt_id": "p", "annotations": row["annotations"][:1] * 3} for row in rows]
+    write(tmp_path / "pairs.jsonl", alone)
+    assert alpha_of_pairs(tmp_path) is None
+
+
+def test_too_many_annotators_are_refused_and_large_tables_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = votes({f"a{at:04}": [True] for at in range(2001)})
+    with pytest.raises(DataError, match="2,001 annotators; expected at most 2,000"):
+        annotators(many, ["x"])
+    monkeypatch.setattr("workbench.opinions_table.MOST_CELLS", 100)
+    few = annotators(votes({name: [True] * 50 for name in "abcd"}), ["x"])
+    assert (few.prompts, few.sampled_prompts) == (50, 25)
+
+
+def test_an_estimate_at_the_end_keeps_the_spread_of_its_resamples() -> None:
+    drawn = np.random.default_rng(0).uniform(0.7, 1.0, 100)
+    sure = _interval(1.0, np.append(drawn, np.ones(100)), 50)
+    assert sure.low is not None
+    assert sure.low < 0.999999
+    assert (sure.value, sure.high) == (1.0, 1.0)
+    inside = _interval(0.8, drawn, 50)
+    assert 0.0 < (inside.low or 0) < 0.8 < (inside.high or 0) < 1.0
 
 
 def test_ratings_get_ordinal_and_interval_alpha_and_spearman(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from workbench.errors import DataError
 from workbench.judgment_files import read_judgments
 from workbench.types import Judgment
 
+UNNAMED: Final = re.compile(r"anonymous-\d+")  # a place in a list of labels without names (votes.py): no person
 Floats = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
 
@@ -102,7 +103,8 @@ class _Table:
         """Names in order, whatever the order of the rows."""
         labels = np.array(self.labels, dtype=np.float64).reshape(-1, 5)
         names = sorted(self.people)
-        rank = np.array([names.index(name) for name in self.people], dtype=np.int64)
+        order = {name: at for at, name in enumerate(names)}
+        rank = np.array([order[name] for name in self.people], dtype=np.int64)
         who = labels[:, 1].astype(np.int64)
         return Opinions(
             kind=kind, units=self.names, rows=np.array(self.rows, dtype=np.int64), prompts=self.prompts,
@@ -127,8 +129,8 @@ class PairOpinions:
         self._table, self._shown = _Table(), shown
 
     def see(self, row: int, texts: Texts) -> None:
-        if not texts.annotations or texts.chosen is None or texts.rejected is None:
-            return
+        if not texts.annotations or texts.chosen is None or texts.rejected is None or texts.chosen == texts.rejected:
+            return  # equal responses are left out of training, and counted as unusable
         lengths = (len(texts.chosen), len(texts.rejected))
         unit = self._table.add_unit(
             f"row {row}", f"row {row}", row, prompt_id(texts.prompt), lengths, (texts.chosen, texts.rejected)
@@ -219,8 +221,13 @@ def read_opinions(sources: Sequence[str | Path], options: Options, *, tokenizer:
 
 
 def _holds_pairs(source: str | Path) -> bool:
-    """A source is of pairs unless its first row is a judgment."""
+    """A source is of pairs unless its first row is a judgment.
+
+    Raises:
+        DataError: It is gzipped, and damaged.
+    """
     import gzip
+    import zlib
 
     path = Path(source)
     if not path.is_file():
@@ -228,7 +235,10 @@ def _holds_pairs(source: str | Path) -> bool:
     with path.open("rb") as raw:
         zipped = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
-        head = (gzip.GzipFile(fileobj=raw) if zipped else raw).read(2**20)
+        try:
+            head = (gzip.GzipFile(fileobj=raw) if zipped else raw).read(2**20)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"the gzip stream is damaged: {error}; write the file anew", where=str(source)) from error
     return not any(mark in head for mark in (b'"generator_1"', b'"first_id"'))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +19,8 @@ MOST_PAIRS: Final = 20_000  # the file is in the order of hashes, so that the fi
 
 
 def alpha_of_pairs(folder: Path) -> E | None:
-    """Krippendorff's alpha of the labels of a pairs artifact; None where no pair has two.
+    """Krippendorff's alpha of the labels of a pairs artifact; None where no pair has those of two annotators. Several
+    labels of one annotator are one opinion, a tie where they are even, as in the dashboard.
 
     Args:
         folder: With pairs.jsonl.
@@ -29,9 +31,12 @@ def alpha_of_pairs(folder: Path) -> E | None:
             if '"annotations": []' in line:  # most files have none: no need to parse them
                 continue
             row = json.loads(line)
-            first = sum(bool(one["prefers_first"]) for one in row["annotations"])
-            if len(row["annotations"]) > 1:
-                counts.append((len(row["annotations"]) - first, first))
+            lead: Counter[str] = Counter()  # of each annotator: labels for the first response less those for the second
+            for one in row["annotations"]:
+                lead[one["annotator"]] += 1 if one["prefers_first"] else -1
+            if len(lead) > 1:
+                sides = list(lead.values())
+                counts.append((sum(one < 0 for one in sides), sides.count(0), sum(one > 0 for one in sides)))
                 prompts.append(row["prompt_id"])
             if len(counts) == MOST_PAIRS:
                 break
@@ -41,7 +46,7 @@ def alpha_of_pairs(folder: Path) -> E | None:
 
     def statistic(rows: Rows, weights: Array) -> Array:
         summed = np.einsum("bn,nij->bij", weights, rows["o"])
-        return krippendorff.alpha(summed, np.arange(2.0), "nominal", mirrored=True)
+        return krippendorff.alpha(summed, np.arange(3.0), "nominal", mirrored=True)
 
     found = bootstrap_bca_by_cluster(
         statistic, {"o": krippendorff.coincidences(table)}, prompts, np.random.default_rng(0), bounds=(-1.0, 1.0)

@@ -128,6 +128,6 @@ def unnamed_split(empty: Sequence[str], counts: Mapping[str, int]) -> str:
     unsaid = " or ".join(map(repr, empty))
     return (
         f"no row says split {unsaid}: the rows name their own splits ({named} prompts), so nothing is split by prompt. "
-        f"Say it in the rows of some prompts; or hide the column with data.columns: {{split: null}}, and all prompts are "
+        f"Say it in the rows of some prompts; or hide the column (data.columns: {{split: null}}), and all prompts are "
         "split by data.splits."
     )
