@@ -21,7 +21,6 @@ from workbench.versus import changes, versus
 from workbench.versus_base import INDEPENDENT, PAIRED, Run
 from workbench.versus_numbers import difference, unlike
 
-
 WORLD = {"gold": {"world": True}}
 
 
