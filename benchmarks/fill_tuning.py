@@ -62,7 +62,8 @@ def section(found: TuningResults, before: Any, after: Any) -> str:
         "<!-- tuning -->\n## tune-quickstart: does tuning change the order?\n\n"
         f"{found.budget.amount:g} {found.budget.unit} for each arm, scored by {found.objective.metric} "
         f"{'(an oracle) ' if found.objective.oracle else ''}on {found.objective.prompts} validation prompts; "
-        "[tuning.md](tuning.md) says what is what. Gain is the chosen setting less the config's own on fresh seeds; "
+        "[tuning.md](tuning.md) says what is what. Gain is the chosen setting less the config's own, each fresh seed "
+        "scored with what the other fresh seeds chose; "
         "the winner's curse is the search winner's score there less its score on fresh seeds.\n\n"
         + table(("arm", "chosen", "trials", "failed", "CPU", "gain on validation", "winner's curse"), rows)
         + "\nOn the test prompts, in a run seed that chose nothing, before and after:\n\n"
