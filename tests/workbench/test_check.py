@@ -342,7 +342,7 @@ def dropped(path: Path, layout: Layout, **options: Any) -> tuple[list[dict[str, 
 
 def test_dropping_writes_rows_that_the_same_config_reads(tmp_path: Path) -> None:
     items = [
-        {"question": f"q{at}", "chosen": "yes", "rejected": "no", "a": 3, "b": 3 - at % 3, "note": "x"}
+        {"question": f"q{at}", "chosen": "yes", "rejected": "no", "a": 3, "b": 3 - (at % 3 or 0.5), "note": "x"}
         for at in range(250)
     ]
     items[241]["chosen"] = ""

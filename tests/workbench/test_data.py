@@ -28,7 +28,7 @@ from workbench.data.splits import (
     pair_id,
     prompt_id,
 )
-from workbench.data.validate import Options, Report, describe_pairs, load_pairs, load_prompts, unique_prompts
+from workbench.data.validate import Options, Report, load_pairs, load_prompts, unique_prompts
 from workbench.errors import ConfigError, DataError
 from workbench.types import Annotation
 
@@ -412,15 +412,6 @@ def test_prompts_are_read_once_each(tmp_path: Path) -> None:
     assert _finding(report, "duplicate_prompt").rows == (2,)
     with pytest.raises(DataError, match="no column 'prompt'"):
         load_prompts(_write(tmp_path, {"text": "One?"}), Options())
-
-
-def test_statistics(tmp_path: Path) -> None:
-    rows = [GOOD, GOOD | {"chosen": "It is 2, of course.", "rejected": "3"}]
-    facts = describe_pairs(load_pairs(_write(tmp_path, *rows), Options())[0])
-    assert (facts["pairs"], facts["prompts"], facts["pairs_per_prompt"]) == (2, 1, 2.0)
-    assert facts["chosen_longer"] == 0.75
-    assert facts["words"]["chosen"] == {"mean": 4.0, "median": 5, "p95": 5, "max": 5}
-    assert describe_pairs([]) == {"pairs": 0}
 
 
 def test_validation_needs_neither_torch_nor_transformers(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from workbench.data.findings import SHOWN, Findings
 from workbench.data.formats import DIALOGUE_MARKS, Texts
+from workbench.data.scan import note
 from workbench.data.splits import assign_split, normalize, prompt_id, unnamed_split
 from workbench.metrics.estimates import mean_by_cluster, wilson
 from workbench.metrics.variance import minimum_detectable_effect
@@ -44,10 +45,7 @@ def add_rows(findings: Findings, code: str, rows: Sequence[int], say: Callable[[
     Args:
         say: Place in `rows` -> the message.
     """
-    for place in range(min(SHOWN, len(rows))):
-        findings.add(code, int(rows[place]), say(place))
-    if len(rows) > SHOWN:
-        findings.add(code, int(rows[SHOWN - 1]), say(SHOWN - 1), count=len(rows) - SHOWN)
+    note(findings, code, [(int(row), say(place)) for place, row in enumerate(rows[:SHOWN])], len(rows))
 
 
 def percent(estimate: Estimate) -> str:

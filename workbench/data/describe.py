@@ -84,7 +84,8 @@ class Lengths:
 def describe(
     source: str | Path, options: Options, *, model: Path | None = None, n_topics: int = 8, seed: int = 0
 ) -> dict[str, Any]:
-    """Statistics of one source, as plain JSON (docs/data.md says what each field is).
+    """Statistics of one source, as plain JSON (docs/data.md says what each field is); where no pair can be used, the
+    counts and the errors alone.
 
     Args:
         source: Path or hub id.
@@ -94,7 +95,7 @@ def describe(
         seed: Of the sample of prompts and of the topics.
 
     Raises:
-        DataError: The source does not exist, or holds no pair.
+        DataError: The source does not exist.
     """
     tokenizer = None if model is None else LightTokenizer(model)
     lengths = Lengths(split_of=split_rule(options.fractions or {}, options.seed), tokenizer=tokenizer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from workbench.data.layout import Layout
 from workbench.data.pairing import Pairing
 from workbench.data.scan import Later, PairIndex, row_of
 from workbench.data.sources import Row, read_rows
-from workbench.data.splits import assign_split, check_disjoint, normalize, prompt_id
+from workbench.data.splits import assign_split, check_disjoint, prompt_id
 from workbench.data.spool import Spool
 from workbench.data.table import PairTable
 from workbench.types import PreferencePair, Prompt, Split
@@ -262,41 +261,3 @@ def unique_prompts(pairs: Sequence[PreferencePair]) -> list[Prompt]:
         if pair.prompt_id not in seen:
             seen[pair.prompt_id] = Prompt(prompt_id=pair.prompt_id, prompt=pair.prompt, split=pair.split)
     return list(seen.values())
-
-
-def describe_pairs(pairs: Sequence[PreferencePair]) -> dict[str, Any]:
-    """Statistics of preference pairs.
-
-    Returns:
-        Counts by split; prompts; pairs per prompt; words of prompt, chosen and rejected (mean, median, 95%, longest);
-        share of pairs whose chosen response is the longer one (ties half); annotators and labels.
-    """
-    if not pairs:
-        return {"pairs": 0}
-    words = {role: [len(getattr(pair, role).split()) for pair in pairs] for role in ("prompt", "chosen", "rejected")}
-    longer = [
-        0.5 if chosen == rejected else float(chosen > rejected)
-        for chosen, rejected in zip(words["chosen"], words["rejected"], strict=True)
-    ]
-    prompts = {pair.prompt_id for pair in pairs}
-    return {
-        "pairs": len(pairs),
-        "prompts": len(prompts),
-        "pairs_per_prompt": len(pairs) / len(prompts),
-        "splits": dict(Counter(pair.split for pair in pairs)),
-        "words": {role: _spread(values) for role, values in words.items()},
-        "chosen_longer": sum(longer) / len(longer),
-        "annotators": len({one.annotator for pair in pairs for one in pair.annotations}),
-        "labels": sum(len(pair.annotations) for pair in pairs),
-        "distinct_texts": len({normalize(text) for pair in pairs for text in (pair.chosen, pair.rejected)}),
-    }
-
-
-def _spread(values: Sequence[int]) -> dict[str, float]:
-    ordered = sorted(values)
-    return {
-        "mean": sum(ordered) / len(ordered),
-        "median": ordered[len(ordered) // 2],
-        "p95": ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))],
-        "max": ordered[-1],
-    }
