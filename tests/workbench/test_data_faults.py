@@ -8,10 +8,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from workbench.cli_data_request import _layout
 from workbench.data import sources
+from workbench.data.check_drop import drop_into
 from workbench.data.findings import Findings
 from workbench.data.layout import Layout, check_layout, held_out_layout
 from workbench.data.pairing import choose
@@ -77,6 +80,9 @@ def test_a_margin_of_a_csv_is_a_number_under_whatever_name(tmp_path: Path) -> No
     pairs, report = _load(tmp_path / "r.csv", data, columns={"target_margin": "gap"})
     assert [one.target_margin for one in pairs] == [1.5, None]
     assert _found(report) == {"bad_margin": (1, (4,))}
+    options = Options(layout=Layout(columns={"target_margin": "gap"}), drop_invalid=True)
+    drop_into(tmp_path / "r.csv", options, tmp_path / "kept.jsonl")
+    assert load_pairs(tmp_path / "kept.jsonl", options)[0][0].target_margin == 1.5
 
 
 # ---- names of sources
@@ -209,3 +215,74 @@ def test_the_rating_is_decided_once_for_all_rows(tmp_path: Path) -> None:
     pairs, report = _load(tmp_path / "r.jsonl", rows[:2] * 60 + rows[2:], pairing="all")
     assert _found(report)["bad_rating"] == (1, (121,))
     assert held_out_layout([LISTS], Layout(pairing="all", rating="score")) == Layout(format="ratings", pairing="all")
+
+
+# ---- texts and numbers that cannot be written or held
+
+
+SURROGATE = "\ud800"
+HUGE = 10**400
+LABEL = {"prompt": "q", "response_1": "a", "response_2": "b", "annotator": "ann", "preferred": "response_1"}
+RANKS = {"prompt": "q", "responses": ["a", "b"], "ranks": [1, 2]}
+RATED = {"prompt": "q", "response": "a", "score": 1}
+
+
+def _annotated(**one: Any) -> dict[str, Any]:
+    return PAIR | {"annotations": [{"annotator": "ann", "prefers_first": True} | one]}
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "code"),
+    [
+        (LISTS, LISTS | {"prompt": SURROGATE}, "bad_unicode"),
+        (RATED, RATED | {"prompt": SURROGATE}, "bad_unicode"),
+        (LABEL, LABEL | {"annotator": SURROGATE}, "bad_unicode"),
+        (LABEL, LABEL | {"prompt": SURROGATE}, "bad_unicode"),
+        (PAIR, _annotated(annotator=SURROGATE), "bad_unicode"),
+        (PAIR, PAIR | {"prompt": [{"role": SURROGATE, "content": "a"}], "chosen": []}, "bad_unicode"),
+        (PAIR, _annotated(annotator=" "), "bad_annotations"),
+        (PAIR, _annotated(rating=HUGE), "bad_annotations"),
+        (PAIR, PAIR | {"target_margin": HUGE}, "bad_margin"),
+        (RANKS, RANKS | {"ranks": [1, HUGE]}, "bad_rating"),
+        (LISTS, LISTS | {"scores": [1, -HUGE]}, "bad_rating"),
+        (LISTS, LISTS | {"scores": [1, [1e308, 1e308]]}, "bad_rating"),
+        (RATED, RATED | {"score": HUGE}, "bad_rating"),
+        (LABEL, LABEL | {"preferred": None, "strength": HUGE}, "bad_rating"),
+    ],
+)
+def test_what_cannot_be_written_or_held_is_a_finding_of_its_row(
+    tmp_path: Path, good: dict[str, Any], bad: dict[str, Any], code: str
+) -> None:
+    pairing = {} if good in (PAIR, LABEL) else {"pairing": "best_vs_random"}
+    _, report = _load(tmp_path / "r.jsonl", [good, bad], **pairing)
+    assert _found(report)[code] == (1, (2,))
+
+
+@pytest.mark.parametrize("good", [RATED, LABEL, LISTS], ids=["rated_rows", "labels", "ratings"])
+def test_bytes_of_a_parquet_file_are_a_wrong_type(tmp_path: Path, good: dict[str, Any]) -> None:
+    bad = {name: value.encode() if name == "prompt" else value for name, value in good.items()}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([bad]), tmp_path / "r.parquet")
+    layout = Layout(pairing=None if good is LABEL else "all")
+    report = load_pairs(tmp_path / "r.parquet", Options(layout=layout), stop=False)[1]
+    assert _found(report)["wrong_type"] == (1, (1,))
+
+
+# ---- what is read, but perhaps not as it was meant
+
+
+def test_a_guessed_prompt_is_counted(tmp_path: Path) -> None:
+    marked = {"chosen": "\n\nHuman: Hi\n\nAssistant: yes", "rejected": "\n\nHuman: Hi\n\nAssistant: no"}
+    rows = [marked, {"chosen": "I think so", "rejected": "I do not"}, marked, marked]
+    pairs, report = _load(tmp_path / "r.jsonl", rows)
+    assert _texts(pairs)[1] == ("I", " think so", " do not")
+    finding = next(one for one in report.findings if one.code == "guessed_prompt")
+    assert (finding.severity, finding.count, finding.rows) == ("warning", 1, (2,))
+    assert "'I'" in finding.message
+    assert "(1 rows, 25.0%, are read so)" in finding.message
+    assert "guessed_prompt" not in _found(_load(tmp_path / "r.jsonl", [marked, PAIR])[1])
+
+
+def test_a_margin_below_0_of_the_datas_own_is_a_warning(tmp_path: Path) -> None:
+    rows = [PAIR | {"target_margin": one, "prompt": f"q{one}"} for one in (0.5, -0.5, 0, -1)]
+    pairs, report = _load(tmp_path / "r.jsonl", rows)
+    assert (len(pairs), report.ok, _found(report)) == (4, True, {"negative_margin": (2, (2, 4))})

@@ -197,8 +197,10 @@ def test_binarized_scores_become_margins_where_asked(tmp_path: Path) -> None:
     assert [pair.target_margin for pair in pairs] == [None, None]
     assert report.pairing is None  # every row is a pair, and nothing was asked
     assert _texts(pairs)[0] == ("<user>Is it 0?</s><assistant>", "yes</s>", "no</s>")
-    pairs, _ = _load(tmp_path, rows, tokenizer=Template(), margins="score_difference", margin_scale=0.1)
-    assert [pair.target_margin for pair in pairs] == [0.25, 0.0]
+    pairs, report = _load(tmp_path, rows, tokenizer=Template(), margins="score_difference", margin_scale=0.1)
+    assert [pair.target_margin for pair in pairs] == [0.25]  # equal scores make no pair
+    assert report.pairing is not None
+    assert (report.pairing["counts"], _count(report, "rating_tie")) == ({"pairs": 1, "ties": 1}, 1)
     pairs, report = _load(tmp_path, rows, tokenizer=Template(), min_gap=1.0)
     assert [pair.target_margin for pair in pairs] == [None]
     assert _count(report, "small_gap") == 1

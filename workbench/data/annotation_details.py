@@ -28,6 +28,16 @@ class DetailedAnnotation(Annotation):
     rating: float | None = None
 
 
+def is_finite(value: object) -> bool:
+    """Whether this is a number, and a float can hold it: JSON has integers of any size."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def annotation_of(one: Mapping[str, Any]) -> Annotation:
     """One entry of "annotations", whose annotator and preference were checked already.
 
@@ -39,9 +49,7 @@ def annotation_of(one: Mapping[str, Any]) -> Annotation:
         return Annotation(annotator=one["annotator"], prefers_first=one["prefers_first"])
     if first is not None and not isinstance(first, bool):
         raise ValueError(f"chosen_first is {str(first)[:40]!r}; expected true or false")
-    if rating is not None and (
-        isinstance(rating, bool) or not isinstance(rating, int | float) or not math.isfinite(rating)
-    ):
+    if rating is not None and not is_finite(rating):
         raise ValueError(f"rating is {str(rating)[:40]!r}; expected a finite number")
     return DetailedAnnotation(
         annotator=one["annotator"],

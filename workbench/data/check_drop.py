@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from workbench.data.check_rows import key_of
-from workbench.data.columns import LOOKED_AT
+from workbench.data.columns import LOOKED_AT, with_margin
 from workbench.data.findings import CODES, Findings
 from workbench.data.formats import RowError
 from workbench.data.pairing import Pairing
@@ -165,14 +165,14 @@ class _Own:
 
     def __init__(self, rows: Iterable[Row], pairing: Pairing) -> None:
         self._rows, self._pairing = rows, pairing
-        self.held: dict[int, dict[str, Any]] = {}
+        self.held: dict[int, Mapping[str, Any]] = {}
 
     def __iter__(self) -> Iterator[Row]:
         for number, row in self._rows:
             if len(self.held) >= LOOKED_AT:
                 self.held.clear()
             if self._pairing.one_to_one:
-                self.held[number] = row
+                self.held[number] = with_margin(row, self._pairing.layout.columns)
             yield number, row
 
 

@@ -41,6 +41,14 @@ def rename(row: Mapping[str, Any], columns: Mapping[str, str | None]) -> dict[st
     return renamed
 
 
+def with_margin(row: Mapping[str, Any], columns: Mapping[str, str | None]) -> Mapping[str, Any]:
+    """The row under its own names, a csv's margin as the number that `rename` makes of it."""
+    own = columns.get("target_margin", "target_margin")
+    if own is not None and isinstance(margin := row.get(own), Cell):
+        return {**row, own: margin_of(margin)}
+    return row
+
+
 def check_columns(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str | None], source: str) -> None:
     """Refuses a mapping to a column that the first rows do not have.
 

@@ -52,10 +52,14 @@ CODES: Final[Mapping[str, Code]] = {
     "wrong_type": Code("row", "Give text (or lists of {role, content} for conversations)." + _INVALID),
     "empty_text": Code("row", "Give every row a prompt and two responses that are not blank." + _INVALID),
     "no_common_prompt": Code("row", "Give the prompt in a 'prompt' column, or start both texts with it." + _INVALID),
+    "guessed_prompt": Code("note", "Give a 'prompt' column: two responses may well begin alike."),
     "bad_conversation": Code("row", "Responses start with an assistant message; prompts end before one." + _INVALID),
     "template_broken": Code("row", "Fix the chat template: the prompt has to be a prefix of the whole." + _INVALID),
     "bad_annotations": Code("row", "Give a list of {annotator: text, prefers_first: true|false}." + _INVALID),
     "bad_margin": Code("row", "Give target_margin as a finite number, or leave it out." + _INVALID),
+    "negative_margin": Code(
+        "note", "Kept: such a pair may prefer the rejected response. Check its sign, or remove it."
+    ),
     "bad_split": Code("row", "Use 'train', 'validation', 'test' or 'ood'." + _INVALID),
     "identical_pair": Code("note", "Dropped: equal responses carry no preference.", "--max-identical"),
     "near_duplicate": Code("note", "Kept; drop one of each, or raise the threshold.", "--near-duplicates"),

@@ -9,12 +9,12 @@ prompt                   {"prompt": text} or a list of messages; no responses
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from workbench.data.annotation_details import annotation_of
+from workbench.data.annotation_details import annotation_of, is_finite
 from workbench.types import SPLITS, Annotation, Split
 
 Format = Literal["standard", "standard-implicit", "conversational", "conversational-implicit", "prompt"]
@@ -33,7 +33,10 @@ class RowError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
-    """What one row says. A prompt-only row has None for both responses."""
+    """What one row says. A prompt-only row has None for both responses.
+
+    `prompt_guessed`: nothing marks where the prompt ends; it is the whole words with which both responses begin.
+    """
 
     format: Format
     prompt: str
@@ -42,6 +45,7 @@ class Texts:
     annotations: tuple[Annotation, ...] = ()
     target_margin: float | None = None
     split: Split | None = None
+    prompt_guessed: bool = False
 
 
 def parse_pair(row: Mapping[str, Any], tokenizer: Any = None) -> Texts:
@@ -107,12 +111,33 @@ def _kind(value: object) -> str:
 def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str):
         raise RowError("wrong_type", f"{name} is {_kind(value)}; expected text")
-    _check_characters(name, value)
+    check_characters(name, value)
     if not value.strip():
         raise RowError("empty_text", f"{name} is {'empty' if not value else 'only whitespace'}")
 
 
-def _check_characters(name: str, value: str) -> None:
+def check_plain(name: str, value: object) -> None:
+    """Refuses what cannot be a text or messages, in rows that wait for others before they are read whole.
+
+    Raises:
+        RowError: `wrong_type`: JSON has no form for it (a parquet file may hold bytes or dates); `bad_unicode`, `nul`.
+    """
+    if isinstance(value, str):
+        check_characters(name, value)
+        return
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        message = f"{name} is {_kind(value)} that JSON has no form for ({str(error)[:60]}); expected text or messages"
+        raise RowError("wrong_type", message) from None
+
+
+def check_characters(name: str, value: str) -> None:
+    """Refuses a text that cannot be written as UTF-8, or holds a NUL.
+
+    Raises:
+        RowError: `bad_unicode` or `nul`.
+    """
     if (at := value.find("\0")) >= 0:
         raise RowError("nul", f"{name} has a NUL at character {at}")
     try:
@@ -134,7 +159,9 @@ def _check_messages(name: str, value: object) -> None:
             raise RowError(
                 "wrong_type", f"{place}: role and content must be text, content is {_kind(message['content'])}"
             )
-        _check_characters(place, message["content"])
+        for key, text in message.items():  # templates may print any of them
+            if isinstance(text, str):
+                check_characters(place if key == "content" else f"{place}: {key[:40]!r}", text)
     if not any(message["content"].strip() for message in value):
         raise RowError("empty_text", f"{name} has no content")
 
@@ -150,7 +177,7 @@ def _standard(values: Mapping[str, str]) -> dict[str, Any]:
     for name in ("chosen", "rejected"):
         if not texts[name].strip():
             raise RowError("empty_text", f"{name} has nothing after the prompt that both texts share")
-    return {"format": "standard-implicit", **texts}
+    return {"format": "standard-implicit", "prompt_guessed": not prompt.endswith(DIALOGUE_MARKS), **texts}
 
 
 def implicit_prompt(chosen: str, rejected: str) -> str:
@@ -242,6 +269,9 @@ def _annotations(row: Mapping[str, Any]) -> tuple[Annotation, ...]:
             raise RowError(
                 "bad_annotations", f"annotations[{index}] is not {{annotator: text, prefers_first: true|false}}"
             )
+        check_characters(f"annotations[{index}]: annotator", one["annotator"])
+        if not one["annotator"].strip():
+            raise RowError("bad_annotations", f"annotations[{index}]: annotator is blank; expected a name")
         try:
             annotations.append(annotation_of(one))
         except ValueError as error:
@@ -253,7 +283,7 @@ def _margin(row: Mapping[str, Any]) -> float | None:
     value = row.get("target_margin")
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_finite(value):
         raise RowError("bad_margin", f"target_margin is {str(value)[:40]!r}; expected a finite number")
     return float(value)
 

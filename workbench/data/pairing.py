@@ -151,6 +151,10 @@ class Pairing:
                 message = f"the scores differ by {gap:g}, less than {self.layout.min_gap:g}"
                 self._notes.add("small_gap", row_number, message)
                 continue
+            if gap == 0:
+                self._counts["ties"] += 1
+                self._notes.add("rating_tie", row_number, "chosen and rejected have the same score")
+                continue
             self._counts["pairs"] += 1
             yield row_number, row | self._margin(gap)
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.data.formats import RowError
+from workbench.data.formats import RowError, check_plain
 from workbench.data.layout import Layout
 from workbench.data.rating_names import TEXTS, UNRATED, has_lists, scores_of
 
@@ -33,7 +33,7 @@ def read_ratings(row: Mapping[str, Any], layout: Layout) -> Rated:
     Raises:
         RowError: What is wrong with the row.
     """
-    prompt = _column(row, "prompt" if "prompt" in row else "instruction")
+    prompt = _prompt(row, "prompt" if "prompt" in row else "instruction")
     if not has_lists(row):
         name = "completions" if "completions" in row else "responses"
         items = _list(row, name)
@@ -58,7 +58,7 @@ def read_ranking(row: Mapping[str, Any], layout: Layout) -> Rated:
     Raises:
         RowError: What is wrong with the row.
     """
-    prompt, responses = _column(row, "prompt"), _list(row, "responses")
+    prompt, responses = _prompt(row), _list(row, "responses")
     if "ranks" in row:
         ranks = _list(row, "ranks")
         _same_length(responses, ranks, "ranks")
@@ -81,7 +81,9 @@ def read_rated_row(row: Mapping[str, Any], layout: Layout) -> Rated:
     Raises:
         RowError: What is wrong with the row.
     """
-    prompt, response = _column(row, "prompt"), _column(row, "response")
+    prompt, response = _prompt(row), _column(row, "response")
+    for name in ("response", "split"):
+        check_plain(name, row.get(name))
     score = _score(row, "the row", layout, row)
     return Rated(prompt=prompt, responses=[response], scores=[score], split=row.get("split"))
 
@@ -131,6 +133,13 @@ def _score(own: Mapping[str, Any], place: str, layout: Layout, item: Mapping[str
     if not math.isfinite(total):
         raise RowError("bad_rating", f"{place}: the weighted sum of its ratings is no finite number")
     return total
+
+
+def _prompt(row: Mapping[str, Any], name: str = "prompt") -> Any:
+    """Checked before pairs are made: the draw hashes it, and of one bad prompt there is one finding."""
+    prompt = _column(row, name)
+    check_plain(name, prompt)
+    return prompt
 
 
 def _column(row: Mapping[str, Any], name: str) -> Any:

@@ -70,6 +70,9 @@ class PairIndex:
         self._formats: Counter[str] = Counter()
         self._format_rows: dict[str, list[int]] = {}
         self._identical = Later()
+        self._guessed: list[tuple[int | None, str]] = []
+        self._guesses = 0
+        self._negative = Later()
         self.identical = 0
 
     def take(self, number: int, texts: Texts) -> None:
@@ -81,6 +84,12 @@ class PairIndex:
         rows = self._format_rows.setdefault(texts.format, [])
         if len(rows) < SHOWN:
             rows.append(number)
+        if texts.prompt_guessed:
+            self._guesses += 1
+            if len(self._guessed) < SHOWN:
+                self._guessed.append((number, f"the prompt is taken to be {texts.prompt[:60]!r}"))
+        if texts.target_margin is not None and texts.target_margin < 0:
+            self._negative.add("negative_margin", number, f"target_margin is {texts.target_margin:g}, below 0")
         if texts.chosen == texts.rejected:
             self.identical += 1
             self._identical.add("identical_pair", number, "chosen and rejected are the same text")
@@ -107,6 +116,13 @@ class PairIndex:
         others = sorted((row, name) for name, rows in self._format_rows.items() if name != usual for row in rows)
         shown = [(row, f"the row is {name}, but {most} rows are {usual}") for row, name in others[:SHOWN]]
         note(findings, "mixed_formats", shown, self.parsed - most)
+
+    def note_doubts(self, findings: Findings) -> None:
+        """Rows that are read, but perhaps not as they were meant: guessed prompts, margins below 0."""
+        rate = self._guesses / max(1, self.parsed)
+        why = f", where both responses part; nothing marks its end ({self._guesses:,} rows, {rate:.1%}, are read so)"
+        note(findings, "guessed_prompt", [(row, message + why) for row, message in self._guessed], self._guesses)
+        self._negative.pass_on(findings)
 
     def note_identical(self, findings: Findings, total: int, max_fraction: float) -> None:
         """Rows of equal responses, which `take` has passed over; an error above `max_fraction` of `total`."""

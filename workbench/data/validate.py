@@ -125,6 +125,7 @@ def scan_pairs(
     parsing.pass_on(findings)
     pairing.note(findings)
     index.note_formats(findings)
+    index.note_doubts(findings)
     index.note_identical(findings, total if pairing.one_to_one else index.parsed, options.max_identical_fraction)
     table = index.table(
         findings, deduplicate=options.deduplicate, split=options.split, fractions=dict(options.fractions or {}),

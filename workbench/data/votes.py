@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from workbench.data.formats import RowError
+from workbench.data.formats import RowError, check_characters, check_plain
 from workbench.data.rated import number
 
 _LISTS: Final = ("labels", "all_preferences_unprocessed")
@@ -51,6 +51,8 @@ def read_votes(row: Mapping[str, Any]) -> Votes:
     if missing := [name for name in ("prompt", first, second) if name not in row]:
         found = ", ".join(repr(str(key)[:40]) for key in list(row)[:12]) or "none"
         raise RowError("missing_column", f"no column {' and '.join(map(repr, missing))}; found {found}")
+    for name in ("prompt", first, second, "split"):
+        check_plain(name, row.get(name))
     labels: list[tuple[str, int]] = []
     neither = _NEITHER if row.get(_SENTINEL) is not None else None
     strength = _strength(row, neither)
@@ -109,6 +111,7 @@ def _label(one: object, place: str, at: int, neither: float | None) -> tuple[str
         annotator = str(annotator)
     if not isinstance(annotator, str) or not annotator.strip():
         raise RowError("bad_annotations", f"{place}: annotator is {str(annotator)[:40]!r}; expected a name")
+    check_characters(f"{place}: annotator", annotator)
     if (given := one.get("preferred")) is not None:
         vote = _WORDS.get(str(given).strip().lower()) if not isinstance(given, bool) else None
         if vote is None:
