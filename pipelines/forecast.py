@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from pipelines.forecast_data import LOOKED_AT, look, look_at_prompts
 from pipelines.sources import Origin, resolve_origin
 from workbench.config import Comparison
-from workbench.data.findings import Findings
-from workbench.data.sources import read_rows
+from workbench.data.layout import Layout
 from workbench.doctor import Check
 from workbench.estimate import Size, setting_of, size_of, small_llama
 from workbench.estimate_stages import Lengths, Needs
@@ -18,7 +16,6 @@ from workbench.forecast import Forecast, Machine, free_memory, measure_rate, ver
 from workbench.store import Store
 
 CHARACTERS: Final = 3.5  # of a token, English and byte-pair encoding
-LOOKED_AT: Final = 20_000  # rows, for lengths and their number
 WORLD_PROMPT = (28, 19.0)  # longest and mean tokens of the helpdesk's prompts, and the mean of its responses
 WORLD_RESPONSE = 18.0
 
@@ -69,7 +66,7 @@ def sizes(comparison: Comparison, origin: Origin) -> tuple[Size, dict[str, Size]
 
 
 def lengths_of(comparison: Comparison, origin: Origin) -> Lengths:
-    """Tokens and pairs: a world's are known, a file's are counted in its first rows."""
+    """Tokens and pairs: a world's are known, a file's are counted in its first rows, for all."""
     response = comparison.evaluation.max_response_tokens
     room = min(comparison.model.max_prompt_tokens or origin.max_length, origin.max_length - response)
     data = comparison.data
@@ -81,30 +78,15 @@ def lengths_of(comparison: Comparison, origin: Origin) -> Lengths:
         )  # fmt: skip
     source = origin.preferences or origin.prompts
     assert source is not None
-    prompts, responses, rows = _characters(Path(source.path), data.limit)
-    mean = min(prompts / CHARACTERS, float(room)) if prompts else float(room)
-    answer = min(responses / CHARACTERS, float(response)) if responses else float(response)
-    kept = 1.0 - data.splits.validation - data.splits.test
+    if data.preferences is not None:
+        seen = look(Path(source.path), Layout.from_config(data.layout()), data.limit)
+    else:
+        seen = look_at_prompts(Path(source.path), data.columns, data.limit)
+    mean = min(seen.prompt / CHARACTERS, float(room)) if seen.prompt else float(room)
+    answer = min(seen.response / CHARACTERS, float(response)) if seen.response else float(response)
+    kept = seen.train if seen.train is not None else 1.0 - data.splits.validation - data.splits.test
     return Lengths(
         prompt=room, response=response, mean_prompt=mean, mean_response=answer,
-        pairs=data.simulate.pairs if data.simulate is not None else max(1, round(rows * kept)),
+        pairs=data.simulate.pairs if data.simulate is not None else max(1, round(seen.pairs * kept)),
+        told="" if seen.whole else f" (about: the first {LOOKED_AT:,} rows were read)",
     )  # fmt: skip
-
-
-def _characters(source: Path, limit: int | None) -> tuple[float, float, int]:
-    """Mean characters of prompts and of responses in the first rows, and how many rows there are (at least)."""
-    prompts = responses = 0.0
-    rows = 0
-    for _, row in itertools.islice(read_rows(source, Findings(str(source)), limit=limit), LOOKED_AT):
-        rows += 1
-        prompt = _length(row.get("prompt"))
-        sides = [_length(row[name]) for name in ("chosen", "rejected") if row.get(name) is not None]
-        prompts += prompt
-        responses += sum(sides) / len(sides) if sides else 0.0
-    return prompts / max(rows, 1), responses / max(rows, 1), rows
-
-
-def _length(value: Any) -> int:
-    if isinstance(value, list):
-        return sum(len(str(one.get("content", ""))) for one in value if isinstance(one, Mapping))
-    return len(value) if isinstance(value, str) else 0

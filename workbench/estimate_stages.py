@@ -10,6 +10,11 @@ from workbench.config_arms_online import GRPO, RLOO
 from workbench.config_comparison import Comparison
 from workbench.estimate import PROCESS_BYTES, TRAINER_BYTES, Setting, Size
 
+NOT_COUNTED = (
+    "reading the data, reference log-probabilities and margins of pairs, labels by a reward, simulated pairs, "
+    "judges, gold.reward_model, the measures"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
@@ -37,6 +42,7 @@ class Lengths:
     Args:
         prompt, response: Of one sequence, at most (memory) and on average (operations).
         pairs: Training pairs.
+        told: How they were counted, where not all were.
     """
 
     prompt: int
@@ -44,6 +50,7 @@ class Lengths:
     mean_prompt: float
     mean_response: float
     pairs: int
+    told: str = ""
 
     @property
     def longest(self) -> int:
@@ -74,7 +81,7 @@ class Needs:
         self.lengths, self.runs = lengths, len(comparison.seeds.runs)
 
     def all(self) -> list[Need]:
-        """Every stage that trains, samples or scores, the largest memory first."""
+        """The stages that train, and those that sample most, the largest memory first; others are `NOT_COUNTED`."""
         found = [self._evaluation()]
         if self.comparison.sft is not None:
             found.append(self._sft())

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from workbench.estimate import Size
-from workbench.estimate_stages import Lengths, Need
+from workbench.estimate_stages import NOT_COUNTED, Lengths, Need
 from workbench.report.wording import number
 
 REACHED: Final = 0.15  # of the rate of bare products, by whole stages
@@ -94,7 +94,6 @@ class Forecast:
     needs: Sequence[Need]
     machine: Machine
     lengths: Lengths
-    problems: Sequence[str] = ()
 
     @property
     def largest(self) -> float:
@@ -112,6 +111,17 @@ class Forecast:
         """Stages that do not fit even alone."""
         return [need for need in self.needs if need.bytes > self.machine.memory]
 
+    def problems(self) -> list[str]:
+        """What does not fit, with the settings that would make it smaller."""
+        found = [
+            f"{need.stage} needs {_gb(need.bytes)}; try {need.lighter or 'a smaller model'}"
+            for need in self.too_large()
+        ]
+        if not found and self.largest > self.machine.memory:
+            workers, needed = self.machine.workers, _gb(self.largest)
+            found.append(f"{workers} stages side by side need {needed}; lower resources.workers")
+        return found
+
     def to_json(self) -> dict[str, Any]:
         """As it stands in --json."""
         return {
@@ -128,7 +138,8 @@ class Forecast:
                 }
                 for need in self.needs
             ],
-            "problems": list(self.problems),
+            "not_counted": NOT_COUNTED.split(", "),
+            "problems": self.problems(),
         }  # fmt: skip
 
 
@@ -143,21 +154,16 @@ def lines_of(forecast: Forecast) -> list[str]:
     lengths = forecast.lengths
     lines.append(
         f"assumed: prompts up to {lengths.prompt} tokens, responses up to {lengths.response}, {lengths.pairs} training "
-        f"pairs; {number(machine.rate / 1e9)} G operations a second; time to a factor of three"
+        f"pairs{lengths.told}; {number(machine.rate / 1e9)} G operations a second; time to a factor of three"
     )
+    lines.append(f"not counted: {NOT_COUNTED}")
     return lines
 
 
 def verdict(forecast: Forecast) -> tuple[bool, str]:
     """Whether it fits, in one line."""
-    machine, problems = forecast.machine, list(forecast.problems)
+    machine, problems = forecast.machine, forecast.problems()
     where = {"cpu": "main memory", "cuda": "the GPU"}[machine.device]
-    problems += [
-        f"{need.stage} needs {_gb(need.bytes)}; try {need.lighter or 'a smaller model'}"
-        for need in forecast.too_large()
-    ]
-    if not problems and forecast.largest > machine.memory:
-        problems.append(f"{machine.workers} stages side by side need {_gb(forecast.largest)}; lower resources.workers")
     told = f"about {_gb(forecast.largest)} of {_gb(machine.memory)} free in {where}, {_time(forecast.seconds)} in all"
     return not problems, told if not problems else f"{told}; " + "; ".join(problems)
 
