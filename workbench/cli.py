@@ -131,7 +131,7 @@ def init(path: Path, schema: bool, force: bool, as_json: bool) -> None:
 def doctor(config: Path | None, overrides: tuple[str, ...], home: Path, as_json: bool) -> int:
     """Check this machine: Python, packages, device, memory, disk, home.
 
-    With CONFIG also what that comparison would need of it: memory of every stage, time, and what would not fit.
+    With CONFIG also what that comparison would need of it: memory, time, and what would not fit.
     """
     from workbench.doctor import examine
 
