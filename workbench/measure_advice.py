@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -38,10 +40,17 @@ def p_of_gap(gap: E, own: E) -> float | None:
 
 
 def retrain(rows: Sequence[AnnotatorRow]) -> Iterator[tuple[str, list[str]]]:
-    """Annotators against whom something stands beyond noise, with what it is."""
+    """Annotators against whom something stands beyond noise, with what it is.
+
+    Whoever shares pairs with a bad annotator agrees less with others for no fault of their own. Reliability knows whom
+    one met: where it is known, it must lie below the median annotator's as well.
+    """
+    known = [row.reliability.value for row in rows if row.reliability.value is not None]
+    middle = statistics.median(known) if known else math.inf
     for row in rows:
+        sound = row.reliability.high is not None and row.reliability.high >= middle
         why = [
-            *_below(row.gap, row.p_holm),
+            *(() if sound else _below(row.gap, row.p_holm)),
             *_outside(row.first_shown_preferred, *POSITION_BAND),
             *(_lengthy(row.longer_gap) if len(rows) >= FEWEST else ()),
         ]

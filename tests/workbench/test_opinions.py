@@ -146,10 +146,15 @@ def test_what_labels_cannot_tell_is_refused(tmp_path: Path) -> None:
 
 
 def votes(rights: dict[str, Sequence[bool]]) -> Opinions:
-    """Pairs in a row, each annotator labels the first ones: right or wrong."""
-    table = [(at, name, right) for name, all_of_them in rights.items() for at, right in enumerate(all_of_them)]
-    count = max(at for at, _, _ in table) + 1
-    names = sorted(rights)
+    """Each annotator labels the first pairs: right or wrong."""
+    count = max(map(len, rights.values()))
+    return labeled([{name: own[at] for name, own in rights.items() if at < len(own)} for at in range(count)])
+
+
+def labeled(pairs: Sequence[dict[str, bool]]) -> Opinions:
+    """Of each pair, who was right."""
+    table = [(at, name, right) for at, pair in enumerate(pairs) for name, right in pair.items()]
+    count, names = len(pairs), sorted({name for _, name, _ in table})
     numbers = np.arange(2 * count).reshape(-1, 2)
     unknown = np.full(len(table), np.nan)
     return Opinions(
@@ -178,6 +183,17 @@ def test_a_colleague_of_few_labels_makes_nobody_look_bad() -> None:
     assert (few.p_holm or 0) > 0.05
     bad = annotators(votes({**equal, "bad": (rng.random(400) < 0.5).tolist()}), ["x"])
     assert list(bad.retrain) == ["bad"]
+
+
+def test_who_shares_pairs_with_a_bad_annotator_is_not_charged_for_it() -> None:
+    rng = np.random.default_rng(0)
+    right = {"a": 0.9, "b": 0.9, "c": 0.9, "bad": 0.5}
+    meetings = [("a", "b")] * 200 + [("a", "c")] * 200 + [("b", "c")] * 200 + [("a", "bad")] * 400
+    found = annotators(labeled([{name: rng.random() < right[name] for name in met} for met in meetings]), ["x"])
+    gap = next(row.gap for row in found.annotators if row.name == "a")
+    assert gap.high is not None
+    assert gap.high < 0  # as often as not, a met a coin
+    assert list(found.retrain) == ["bad"]
 
 
 def test_a_place_in_a_list_of_labels_is_no_person(tmp_path: Path) -> None:
