@@ -99,8 +99,8 @@ def arm_result(
         assert row.value is not None
         finals = [one for one in again if one.number in whole]
         held = held_out(finals, sweep, seeds, tuning) if pick else {}
-        scored = {seed: held.get(seed, row.number) for seed in seeds} if pick else {}
-        chosen = {seed: sweep.fresh[number, seed].scores for seed, number in scored.items()}
+        scored = [(seed, held.get(seed, row.number)) for seed in seeds] if pick else []
+        chosen = {seed: sweep.fresh[n, seed].scores for seed, n in scored if (n, seed) in sweep.fresh}
         best = Best(
             number=row.number, params=row.params, search_value=row.value,
             value=score_of(chosen, proportion=share) if chosen else row.value, selected=not held,

@@ -19,7 +19,8 @@ from click.testing import CliRunner
 
 from pipelines.graph import build_graph
 from pipelines.sources import resolve_origin
-from pipelines.tune import joined, study_name, with_tuning
+from pipelines.tune import study_name, with_tuning
+from pipelines.tune_collect import joined
 from pipelines.tune_graph import own_stages, trial_comparison, trial_graph
 from pipelines.tuned import with_tuned
 from tests import bench

@@ -8,8 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from pipelines.tune import Drive, left_out, with_tuning
+from pipelines.tune import Drive, with_tuning
 from pipelines.tune_arm import ArmSweep
+from pipelines.tune_collect import left_out
 from pipelines.tune_pool import Message, Pool
 from tests.pipelines.test_tune import as_tuned
 from workbench.config import Comparison, load_config
