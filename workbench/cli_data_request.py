@@ -148,6 +148,6 @@ def source_of(asked: Request) -> str:
 
 
 def slug(source: str) -> str:
-    """A source as a file name."""
-    name = Path(source).name.removesuffix(".gz")
-    return re.sub(r"[^\w.-]+", "_", name.removesuffix(Path(name).suffix) or "data")
+    """A source as a file name; a hub id keeps its dots (`mix-v1.2`)."""
+    name = re.sub(r"\.(jsonl|ndjson|json|parquet|csv)$", "", Path(source).name.removesuffix(".gz"), flags=re.IGNORECASE)
+    return re.sub(r"[^\w.-]+", "_", name or "data")

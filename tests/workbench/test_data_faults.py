@@ -12,14 +12,14 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from workbench.cli_data_request import _layout
+from workbench.cli_data_request import _layout, slug
 from workbench.data import sources
 from workbench.data.check_drop import drop_into
 from workbench.data.findings import Findings
 from workbench.data.layout import Layout, check_layout, held_out_layout
 from workbench.data.pairing import choose
 from workbench.data.sources import read_rows
-from workbench.data.validate import Options, Report, load_pairs
+from workbench.data.validate import Options, Report, load_pairs, load_prompts
 from workbench.errors import ConfigError, DataError
 from workbench.types import PreferencePair
 
@@ -176,6 +176,17 @@ def test_a_held_out_source_may_do_without_a_mapped_margin() -> None:
     own = held_out_layout([row], Layout(columns=columns))
     assert own == Layout(format="pairs", columns=columns | {"target_margin": None})
     assert check_layout([row], own, "ood").columns == own.columns
+
+
+def test_columns_of_a_file_of_prompts_are_checked_too(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text('{"question": "q", "part": "test"}\n')
+    for columns, words in (({"prompt": "question", "split": "prt"}, "no column 'prt'"), ({"prompt": "q"}, "'q'")):
+        with pytest.raises(ConfigError, match=words):
+            load_prompts(tmp_path / "r.jsonl", Options(layout=Layout(columns=columns)))
+    columns = {"prompt": "question", "split": "part", "chosen": "of pairs alone"}
+    prompts, _ = load_prompts(tmp_path / "r.jsonl", Options(layout=Layout(columns=columns)))
+    assert [(one.prompt, one.split) for one in prompts] == [("q", "test")]
+    assert (slug("someone/mix-v1.2"), slug("a/rows.jsonl.gz")) == ("mix-v1.2", "rows")
 
 
 PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}

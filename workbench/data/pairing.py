@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,17 +11,15 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from workbench.data.columns import LOOKED_AT, rename
 from workbench.data.findings import Findings
 from workbench.data.formats import RowError
+from workbench.data.grouping import grouped
 from workbench.data.layout import Format, Layout, Rule, check_layout
 from workbench.data.rated import Rated, number, read_ranking, read_rated_row, read_ratings
 from workbench.data.scan import Later
 from workbench.data.sources import Row
 from workbench.data.splits import prompt_id
-from workbench.data.spool import Spool
 from workbench.data.votes import Votes, decided, read_votes, turned
 from workbench.errors import ConfigError
 
@@ -192,7 +189,7 @@ class Pairing:
                     continue
                 yield row_number, [one.prompt, one.split], [one.responses[0], one.scores[0]]
 
-        for row_number, (prompt, split), members in _grouped(records(), self._scratch):
+        for row_number, (prompt, split), members in grouped(records(), self._scratch):
             # Which of equals is the best, and which is drawn, must not hang on the order of rows.
             ordered = sorted((one for _, one in members), key=_place)
             responses, scores = [one[0] for one in ordered], [one[1] for one in ordered]
@@ -244,7 +241,7 @@ class Pairing:
                 kept = turned(votes) if swap else votes
                 yield row_number, [kept.prompt, kept.first, kept.second, kept.split], [swap, kept.labels, kept.strength]
 
-        for row_number, (prompt, one, other, split), members in _grouped(records(), self._scratch):
+        for row_number, (prompt, one, other, split), members in grouped(records(), self._scratch):
             every = [
                 Votes(prompt=prompt, first=one, second=other, labels=[(a, v) for a, v in labels], strength=strength)
                 for _, (_, labels, strength) in members
@@ -286,33 +283,3 @@ def _place(member: Sequence[Any]) -> tuple[bytes, float]:
     """Where a response of [response, score] stands among those of its prompt: told by itself alone."""
     response, score = member
     return hashlib.sha256(json.dumps(response, sort_keys=True).encode()).digest(), -1.0 if score is None else score
-
-
-Group = tuple[int, Any, list[tuple[int, Any]]]
-
-
-def _grouped(records: Iterable[tuple[int, Any, Any]], scratch: Path | None) -> Iterator[Group]:
-    """Gathers records of equal keys, wherever they stand; what waits, waits on disk.
-
-    Args:
-        records: (row number, key, value); key and value are JSON.
-        scratch: Folder for the file in which they wait.
-
-    Yields:
-        (row number of the first, key, [(row number, value)] in the order of rows), groups in the order of their first.
-    """
-    spool, rows, digests = Spool(scratch), array("q"), bytearray()
-    for row, key, value in records:
-        written = json.dumps(key, sort_keys=True)
-        digests += hashlib.sha256(written.encode()).digest()[:16]
-        rows.append(row)
-        spool.append(json.dumps([key, value]).encode())
-    if not rows:
-        return
-    _, first, inverse = np.unique(np.frombuffer(bytes(digests), dtype="V16"), return_index=True, return_inverse=True)
-    order = np.argsort(first[inverse], kind="stable")
-    starts = np.flatnonzero(np.diff(first[inverse][order], prepend=-1))
-    for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(order)], strict=True):
-        members = [(rows[at], json.loads(spool[at])) for at in order[start:end].tolist()]
-        yield members[0][0], members[0][1][0], [(row, value) for row, (_, value) in members]
-    spool.close()

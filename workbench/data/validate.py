@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from workbench.data.columns import rename
+from workbench.data.columns import LOOKED_AT, check_columns, rename
 from workbench.data.findings import Finding, Findings
 from workbench.data.formats import RowError, Texts, parse_pair, parse_prompt
 from workbench.data.layout import Layout
@@ -181,12 +182,18 @@ def load_prompts(
 
     Raises:
         DataError: There is an error (with `stop`), or the source does not exist.
+        ConfigError: A mapped column is missing.
     """
     findings = Findings(source_name(source), drop_invalid=options.drop_invalid)
     parsing = Later()
     rows = _Counted(read_rows(source, findings, limit=options.limit, split=options.layout.split))
     parsed: list[tuple[int, Texts]] = []
-    for number, row in rows:
+    iterator = iter(rows)
+    first_rows = list(islice(iterator, LOOKED_AT))
+    read = ("prompt",) if options.split is not None else ("prompt", "split")
+    asked = {name: own for name, own in options.layout.columns.items() if name in read}
+    check_columns([row for _, row in first_rows], asked, findings.name)
+    for number, row in chain(first_rows, iterator):
         try:
             parsed.append((number, parse_prompt(rename(row, options.layout.columns), tokenizer)))
         except RowError as error:
