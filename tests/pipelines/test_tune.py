@@ -313,6 +313,7 @@ def test_a_comparison_with_tuned_values_carries_the_ledger(smoke_home: Path, tmp
     found = as_tuned(load_config(Path("smoke")))
     path.write_text(found.to_json())
     words = ["compare", "smoke", "--tuned", str(path), "--home", str(home), "--json", "-q", *UNTRACKED]
+    words += ["--set", "tuning={declared: [dpo]}"]  # best_of_n-implicit stands on it
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
     results = json.loads(done.stdout)
@@ -320,7 +321,8 @@ def test_a_comparison_with_tuned_values_carries_the_ledger(smoke_home: Path, tmp
     assert all(row["cached"] for row in results["stages"])  # the same values are the same stages
     check = next(one for one in results["match"]["checks"] if one["name"] == "same_tuning_budget")
     assert check["ok"] is True
-    assert "2 for all 4 sides" in check["detail"]
+    assert "2 trials for best_of_n, best_of_n-implicit, dpo, ppo" in check["detail"]
+    assert "DECLARED" in check["detail"]
     assert results["tuning"]["arms"]["ppo"]["spent"]["cpu_s"] == 2.0
     assert any("oracle" in line for line in results["warnings"])
     assert (home / "results" / "smoke" / "results.json").read_text() == (
