@@ -32,14 +32,20 @@ HEADS = ("prompts", "sft_corpus", "tokenizer", "base_model")  # data, given to t
 def scaled(raw: Mapping[str, Any], scale: float, *, with_ppo: bool) -> dict[str, Any]:
     """A config with all steps, pairs and prompts shrunk; batch sizes, n and lengths stay.
 
+    Checkpoints are kept at even steps alone: TRL's trainers know no others.
+
     Args:
         raw: A validated config as plain values.
-        scale: In (0, 1]; 1 changes nothing.
+        scale: In (0, 1]; 1 shrinks nothing.
         with_ppo: Keep arms of kind ppo.
     """
     found: dict[str, Any] = json.loads(json.dumps(raw))
     if not with_ppo:
         found["arms"] = {label: arm for label, arm in found["arms"].items() if arm["kind"] != "ppo"}
+    for arm in found["arms"].values():
+        for name in ("checkpoint_at_steps", "checkpoint_at_kl"):
+            if name in arm:
+                arm[name] = []
     if scale == 1.0:
         return found
 
