@@ -23,7 +23,8 @@ from workbench.executors import warm_up
 from workbench.fsio import disk_errors
 from workbench.outcome import Event, Outcome
 from workbench.redact import redact
-from workbench.results import ArmCost, CostRecord, Results, StageRow
+from workbench.results import ArmCost, Results, StageRow
+from workbench.results_base import CostRecord
 from workbench.results_tuning import TuningLedger
 from workbench.stages import Planned, Stage, dependencies
 from workbench.stages import plan as plan_stages

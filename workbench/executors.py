@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from types import FrameType
@@ -82,9 +82,13 @@ def warm_up(stages: Sequence[Stage], store: Store, preload: Sequence[str] = TRAI
         ConfigError: The graph is broken.
     """
     ordered = check_graph(stages)
-    missing = {planned.instance for planned in plan(ordered, store) if planned.artifact is None}
-    if any(stage.instance in missing and not stage.inline for stage in ordered):
-        worker_pool.start_forkserver(min(stage.resources.threads for stage in ordered), preload)
+    cached = {planned.instance for planned in plan(ordered, store) if planned.artifact is not None}
+    _start_forkserver(ordered, cached, preload)
+
+
+def _start_forkserver(stages: Sequence[Stage], cached: Collection[str], preload: Sequence[str]) -> None:
+    if any(not stage.inline and stage.instance not in cached for stage in stages):
+        worker_pool.start_forkserver(min(stage.resources.threads for stage in stages), preload)
 
 
 class _Run:
@@ -133,8 +137,7 @@ class _Run:
                     self.decided[planned.instance] = planned
                 if planned.artifact is not None:
                     self._finished(self.pending[planned.instance], planned, planned.artifact, cached=True)
-            if any(not stage.inline for stage in self.pending.values()):
-                worker_pool.start_forkserver(min(s.resources.threads for s in self.stages), preload)
+            _start_forkserver(self.stages, self.outcome.artifacts, preload)
             while self.builds or (self.pending and not self.signalled):
                 if not self.signalled:
                     self._start_what_can()

@@ -22,6 +22,7 @@ from workbench.measure_reliability import Reliability
 from workbench.measure_triples import triples_of
 from workbench.metrics import kappa, krippendorff
 from workbench.metrics.estimates import Array, holm, mean_by_cluster
+from workbench.metrics.rank_correlation import spearman, spearman_of_margins
 from workbench.metrics.resampling import Rows, bootstrap_vector
 from workbench.opinions_table import NO_NAME, RESAMPLES, OpinionTable, refused, verdict
 from workbench.results_base import E
@@ -285,11 +286,9 @@ class _Dashboard(OpinionTable):
         graded = ~np.isnan(self.grades[:, a]) & ~np.isnan(self.grades[:, b])
         rho = None
         if graded.any():
+            correlate = spearman_of_margins if mirrored else spearman
             rho = self.estimate(
-                lambda rows, w: kappa.spearman(rows["x"], rows["y"], w) if not mirrored
-                else kappa.spearman(
-                    np.concatenate([rows["x"], -rows["x"]]), np.concatenate([rows["y"], -rows["y"]]), np.hstack([w, w])
-                ),
+                lambda rows, w: correlate(rows["x"], rows["y"], w),
                 {"x": self.grades[:, a], "y": self.grades[:, b]}, graded, 8,
             )  # fmt: skip
         return BetweenRow(

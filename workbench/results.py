@@ -18,7 +18,7 @@ from pydantic import Field, StrictBool, ValidationError, model_validator
 from workbench.errors import DataError
 from workbench.results_agreement import Agreement, AgreementPoint, Disagreement, Generalization
 from workbench.results_annotators import Annotators
-from workbench.results_base import KL, Compared, Count, E, Model, Probability, WinRate
+from workbench.results_base import KL, Compared, CostRecord, Count, E, Model, Probability, WinRate
 from workbench.results_crossed import Decomposition
 from workbench.results_curves import FrontierArea, FrontierPoint, MatchedKL, Overoptimization, PairsEffect
 from workbench.results_decision import Decision
@@ -27,7 +27,6 @@ from workbench.results_learning import LearningCurve, LearningGap
 from workbench.results_models import ModelSource
 from workbench.results_tilt import TiltDifference, TiltPoint
 from workbench.results_tuning import TuningLedger
-from workbench.types import Cost
 
 SCHEMA: Literal[1] = 1
 JudgeKind = Literal["llm", "reward_model", "human"]
@@ -112,33 +111,6 @@ class JudgeQuality(Model):
     uneven: str | None = Field(
         default=None, description="Why its win rates are withheld: what is unscored differs by arm; null: it does not"
     )
-
-
-class CostRecord(Model):
-    """Seconds, counts and bytes; summed over resumes, taken from the record where a stage was cached."""
-
-    wall_s: float
-    cpu_s: float
-    gpu_s: float
-    flops: float
-    tokens_trained: Count
-    tokens_generated: Count
-    reward_queries: Count
-    peak_memory_bytes: Count
-
-    @classmethod
-    def of(cls, cost: Cost) -> Self:
-        """From a stage's Cost."""
-        return cls(
-            wall_s=cost.wall_s,
-            cpu_s=cost.cpu_s,
-            gpu_s=cost.gpu_s,
-            flops=cost.flops,
-            tokens_trained=round(cost.tokens_trained),
-            tokens_generated=round(cost.tokens_generated),
-            reward_queries=round(cost.reward_queries),
-            peak_memory_bytes=round(cost.peak_memory_bytes),
-        )
 
 
 class ArmCost(Model):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from workbench.types import Estimate, KLKind
+from workbench.types import Cost, Estimate, KLKind
 
 SEEDS_FOR_METHODS = 5  # fewer compare checkpoints, not methods
 Count = Annotated[int, Field(ge=0)]
@@ -89,3 +89,26 @@ class WinRate(Compared):
         description="p_value corrected (Holm) over every arm against the baseline by every judge; null by seed",
     )
     p_method: str = ""
+
+
+class CostRecord(Model):
+    """Seconds, counts and bytes; summed over resumes, taken from the record where a stage was cached."""
+
+    wall_s: float
+    cpu_s: float
+    gpu_s: float
+    flops: float
+    tokens_trained: Count
+    tokens_generated: Count
+    reward_queries: Count
+    peak_memory_bytes: Count
+
+    @classmethod
+    def of(cls, cost: Cost) -> Self:
+        """From a Cost, whose counts may be sums of means."""
+        counts = ("tokens_trained", "tokens_generated", "reward_queries", "peak_memory_bytes")
+        return cls(**{**vars(cost), **{name: round(getattr(cost, name)) for name in counts}})
+
+    def cost(self) -> Cost:
+        """Back as a Cost."""
+        return Cost(**self.model_dump())

@@ -4,39 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
 from workbench.errors import DataError
-from workbench.results_base import KL, Compared, Count, E, Model
-from workbench.types import Cost
+from workbench.results_base import KL, Compared, CostRecord, Count, E, Model
 
 State = Literal["complete", "pruned", "failed"]
 Setting = bool | int | float | str | None
-
-
-class Spent(Model):
-    """What was spent: seconds, counts and bytes, summed over resumes; pruned and failed trials count."""
-
-    wall_s: float
-    cpu_s: float
-    gpu_s: float
-    flops: float
-    tokens_trained: Count
-    tokens_generated: Count
-    reward_queries: Count
-    peak_memory_bytes: Count
-
-    @classmethod
-    def of(cls, cost: Cost) -> Self:
-        """From a Cost."""
-        counts = {name: round(value) for name, value in vars(cost).items() if not name.endswith("_s")}
-        return cls(**{**vars(cost), **counts, "flops": cost.flops})
-
-    def cost(self) -> Cost:
-        """Back as a Cost."""
-        return Cost(**self.model_dump())
 
 
 class TrialRow(Model):
@@ -48,7 +24,7 @@ class TrialRow(Model):
     feasible: bool = Field(description="KL within the objective's max_kl; true where there is no limit")
     reason: str | None = Field(default=None, description="Why it was pruned or failed")
     intermediate: dict[str, float] = Field(default_factory=dict, description="Scores of its checkpoints, by step")
-    spent: Spent = Field(description="Its own stages that no earlier trial of this arm had made")
+    spent: CostRecord = Field(description="Its own stages that no earlier trial of this arm had made")
 
 
 class Repeated(Model):
@@ -116,9 +92,9 @@ class TunedArm(Model):
         default=None, description="The search's winner: its score there less its score on fresh seeds, paired by prompt"
     )
     repeated: list[Repeated] = Field(default_factory=list)
-    spent: Spent = Field(description="Trials and repeats; what arms share (SFT, reward model) is not in it")
-    spent_trials: Spent
-    spent_repeats: Spent
+    spent: CostRecord = Field(description="Trials and repeats; what arms share (SFT, reward model) is not in it")
+    spent_trials: CostRecord
+    spent_repeats: CostRecord
     best_so_far: list[BestSoFar] = Field(default_factory=list)
     pareto: list[Count] = Field(default_factory=list, description="Trials that none beats in score and KL")
     importance: dict[str, float] = Field(default_factory=dict, description="Share of the score's variance by setting")
@@ -189,7 +165,7 @@ class TunedBy(Model):
     failed: Count
     met: bool
     params: dict[str, Setting]
-    spent: Spent
+    spent: CostRecord
     used: float | None = Field(default=None, description="What the search took, in the budget's unit")
     largest: float | None = Field(default=None, description="The most that one trial took of it")
     feasible: bool | None = Field(
@@ -237,7 +213,7 @@ def ledger_of(found: TuningResults) -> TuningLedger:
     )  # fmt: skip
 
 
-def _in_unit(unit: str, arm: TunedArm, spent: Spent) -> float:
+def _in_unit(unit: str, arm: TunedArm, spent: CostRecord) -> float:
     """What was spent in the budget's unit; seconds are the GPU's where the search used one."""
     if unit == "trials":
         return float(arm.trials) if spent is arm.spent_trials else 1.0

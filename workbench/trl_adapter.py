@@ -315,14 +315,10 @@ class _DPO(_Exact, DPOTrainer):  # type: ignore[misc]
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
         margin, target = inputs.pop("margin", None), inputs.pop("target", None)
-        seen: list[Any] = []
-        hook = model.register_forward_hook(lambda _module, _given, outputs: seen.append(outputs))
-        try:
+        if margin is None and target is None:
             loss = super()._compute_loss(model, inputs, return_outputs)
-        finally:
-            hook.remove()
-        if margin is not None or target is not None:
-            loss = self._labeled_loss(seen[0], inputs, margin, target)
+        else:
+            loss = self._labeled_loss(model, inputs, return_outputs, margin, target)
         if "sft" in self.loss_types:  # which the trainer does not log
             chosen, _ = inputs["completion_mask"][:, 1:].sum(1).chunk(2)
             tokens = float(self.accelerator.gather(chosen).float().mean())
@@ -330,8 +326,17 @@ class _DPO(_Exact, DPOTrainer):  # type: ignore[misc]
             metrics["nll"].append(-metrics["logps/chosen"][-1] / tokens)
         return loss
 
-    def _labeled_loss(self, outputs: Any, inputs: Any, margin: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """`objectives.dpo_loss` or `dpo_nll_loss` of the pass that TRL made; TRL's own loss knows no targets."""
+    def _labeled_loss(
+        self, model: Any, inputs: Any, return_outputs: bool, margin: torch.Tensor, target: torch.Tensor
+    ) -> torch.Tensor:
+        """`objectives.dpo_loss` or `dpo_nll_loss` of the pass that TRL makes; TRL's own loss knows no targets."""
+        seen: list[Any] = []
+        hook = model.register_forward_hook(lambda _module, _given, outputs: seen.append(outputs))
+        try:
+            super()._compute_loss(model, inputs, return_outputs)  # for its metrics
+        finally:
+            hook.remove()
+        (outputs,) = seen
         mask = inputs["completion_mask"][:, 1:].bool()
         logprobs = outputs.log_probs[:, -mask.shape[1] :]
         (chosen, rejected), (kept, _) = logprobs.chunk(2), mask.chunk(2)

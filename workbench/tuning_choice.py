@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.config_tuning import REWARD_MODEL, Tuning
-from workbench.results_base import KL, E
-from workbench.results_tuning import Best, BestSoFar, OrderAt, Repeated, Spent, TrialRow, TunedArm
+from workbench.results_base import KL, CostRecord, E
+from workbench.results_tuning import Best, BestSoFar, OrderAt, Repeated, TrialRow, TunedArm
 from workbench.tuning_measure import (
     Trial,
     curse_of,
@@ -116,8 +116,9 @@ def arm_result(
         kind=sweep.kind, study=sweep.study, metric=metric_of(sweep.label, tuning),
         trials=len(states), complete=states.count("complete"),
         pruned=states.count("pruned"), failed=states.count("failed"), met=sweep.met, best=best, default=default,
-        gain=gain, winners_curse=curse, repeated=repeated, spent=Spent.of(trials.plus(repeats)),
-        spent_trials=Spent.of(trials), spent_repeats=Spent.of(repeats), best_so_far=best_so_far(sweep.rows, limit),
+        gain=gain, winners_curse=curse, repeated=repeated, spent=CostRecord.of(trials.plus(repeats)),
+        spent_trials=CostRecord.of(trials), spent_repeats=CostRecord.of(repeats),
+        best_so_far=best_so_far(sweep.rows, limit),
         pareto=list(pareto), importance=dict(importance), rows=list(sweep.rows),
     )  # fmt: skip
 
@@ -239,6 +240,6 @@ def order_by(arms: Mapping[str, TunedArm], what: str) -> list[str]:
     return sorted(values, key=lambda label: -(values[label] or 0.0))
 
 
-def charge(trial: Trial, charged: set[str]) -> Spent:
+def charge(trial: Trial, charged: set[str]) -> CostRecord:
     """What a trial is charged for; keys that earlier trials of the arm made are not charged again."""
-    return Spent.of(new_costs(trial.costs, charged))
+    return CostRecord.of(new_costs(trial.costs, charged))

@@ -29,8 +29,8 @@ from workbench.cli import main
 from workbench.config import Comparison, load_config
 from workbench.config_tuning import Budget
 from workbench.errors import ConfigError
-from workbench.results_base import E
-from workbench.results_tuning import Best, Budgeted, Spent, TunedArm, TunedObjective, TuningResults
+from workbench.results_base import CostRecord, E
+from workbench.results_tuning import Best, Budgeted, TunedArm, TunedObjective, TuningResults
 from workbench.store import Store
 from workbench.tuning_spaces import default_params, upstream_digest
 from workbench.types import Cost
@@ -277,7 +277,7 @@ def test_ctrl_c_ends_cleanly_and_a_second_driver_is_told_who_works(
 
 def as_tuned(comparison: Comparison, **changes: Any) -> TuningResults:
     """A tuning that found the config's own values best, in two trials an arm."""
-    spent = Spent.of(Cost(wall_s=2.0, cpu_s=2.0))
+    spent = CostRecord.of(Cost(wall_s=2.0, cpu_s=2.0))
     estimate = E(value=0.5, low=0.4, high=0.6, n=16, method="cluster-t")
     arms = {}
     for label in comparison.arms:

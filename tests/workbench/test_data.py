@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.workbench.role_template import Template
 from workbench.data import sources
 from workbench.data.check import Settings, check
 from workbench.data.formats import RowError, implicit_prompt, parse_pair
@@ -172,18 +173,6 @@ def test_prompt_and_responses_add_up_to_the_original_texts(prefix: str, one: str
     assert (prefix + other).startswith(prompt)
     if dialogue:
         assert len(prompt) >= len(prefix)
-
-
-class Template:
-    """Renders `<role>content</s>`; enough of a tokenizer for the formats."""
-
-    chat_template = "x"
-
-    def apply_chat_template(
-        self, messages: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
-    ) -> str:
-        text = "".join(f"<{one['role']}>{one['content']}</s>" for one in messages)
-        return text + ("<assistant>" if add_generation_prompt else "")
 
 
 def _message(role: str, content: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.workbench.role_template import Template
 from workbench.config import Data
 from workbench.data.columns import COLUMNS, check_columns, rename
 from workbench.data.layout import Layout
@@ -177,18 +178,6 @@ def _binarized(chosen: str, rejected: str, score_chosen: float, score_rejected: 
         "rejected": [_message("user", prompt), _message("assistant", rejected)],
         "score_chosen": score_chosen, "score_rejected": score_rejected,
     }  # fmt: skip
-
-
-class Template:
-    """Renders `<role>content</s>`."""
-
-    chat_template = "x"
-
-    def apply_chat_template(
-        self, messages: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
-    ) -> str:
-        text = "".join(f"<{one['role']}>{one['content']}</s>" for one in messages)
-        return text + ("<assistant>" if add_generation_prompt else "")
 
 
 def test_binarized_scores_become_margins_where_asked(tmp_path: Path) -> None:

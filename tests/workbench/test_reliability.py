@@ -15,6 +15,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from workbench.metrics import dawid_skene, kappa, krippendorff
 from workbench.metrics.estimates import Array
+from workbench.metrics.rank_correlation import spearman
 
 NONE = np.nan
 # Krippendorff 2011, "Computing Krippendorff's alpha-reliability", data C: four observers, twelve units.
@@ -101,7 +102,7 @@ def test_cohen_kappa_and_spearman_are_what_others_give(seed: int) -> None:
         a, b = np.repeat(x, count), np.repeat(y, count)
         theirs = cohen_kappa_score((2 * a).astype(int), (2 * b).astype(int))
         assert kappa.cohen_kappa(one, other, weights)[row] == pytest.approx(theirs)
-        assert kappa.spearman(x, y, weights)[row] == pytest.approx(stats.spearmanr(a, b).statistic)
+        assert spearman(x, y, weights)[row] == pytest.approx(stats.spearmanr(a, b).statistic)
 
 
 def test_mirrored_kappa_is_twice_the_agreement_less_one() -> None:

@@ -12,8 +12,8 @@ import pytest
 from pydantic import ValidationError
 
 from workbench.errors import DataError
-from workbench.results import CostRecord, Match, Results, emit_json_schema, load_results
-from workbench.results_base import KL, E, WinRate
+from workbench.results import Match, Results, emit_json_schema, load_results
+from workbench.results_base import KL, CostRecord, E, WinRate
 from workbench.types import Cost, Estimate
 
 

@@ -1,4 +1,4 @@
-"""Agreement beyond chance of two annotators (Cohen) and of several (Fleiss), and rank correlation of their grades.
+"""Agreement beyond chance of two annotators (Cohen) and of several (Fleiss).
 
 Labels fall into three categories: the second response, a tie, the first. `mirrored` is for pairs whose two responses
 have no order of their own (see krippendorff.py): chance then comes from even marginals, and without ties kappa is
@@ -74,26 +74,3 @@ def fleiss_kappa(counts: Array, weights: Array, *, mirrored: bool = False) -> Ar
     share = share / np.maximum(share.sum(axis=1, keepdims=True), 1e-300)
     found = _beyond(used @ within / np.maximum(units, 1e-300), _chance(share, share, mirrored))
     return np.where(units > 0, found, math.nan)
-
-
-def spearman(x: Array, y: Array, weights: Array) -> Array:
-    """Spearman's correlation of grades under each weighting: (N,), (N,), (B, N) -> (B,); NaN where one is constant."""
-    rx, ry = _midranks(x, weights), _midranks(y, weights)
-    total = np.maximum(weights.sum(axis=1, keepdims=True), 1e-300)
-    rx = rx - (weights * rx).sum(axis=1, keepdims=True) / total
-    ry = ry - (weights * ry).sum(axis=1, keepdims=True) / total
-    scale = np.sqrt((weights * rx * rx).sum(axis=1) * (weights * ry * ry).sum(axis=1))
-    found: Array = np.where(
-        scale > 1e-9, (weights * rx * ry).sum(axis=1) / np.where(scale > 1e-9, scale, 1.0), math.nan
-    )
-    return found
-
-
-def _midranks(values: Array, weights: Array) -> Array:
-    """(N,) -> (B, N) twice the midrank of each value in the weighted sample."""
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    mass = np.concatenate([np.zeros((len(weights), 1)), np.cumsum(weights[:, order], axis=1)], axis=1)
-    below, up_to = (mass[:, np.searchsorted(ordered, values, side=side)] for side in ("left", "right"))
-    found: Array = below + up_to
-    return found

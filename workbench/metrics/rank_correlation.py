@@ -1,4 +1,4 @@
-"""Spearman's correlation of margins: pairs taken in both orders, under weightings of the pairs.
+"""Spearman's correlation under weightings: of plain values, and of margins, whose pairs are taken in both orders.
 
 A pair has no natural order, so each is taken both ways; the correlation does not depend on which response stands first.
 Among {x, -x} the midrank of x is sign(x) (2 #{|x_j| < |x|} + #{|x_j| = |x|}) but for a constant.
@@ -16,15 +16,32 @@ from workbench.metrics.resampling import Rows, bootstrap_vector
 from workbench.types import Estimate
 
 
+def midranks(values: Array, weights: Array) -> Array:
+    """(M,) values -> (B, M) twice the midrank of each, less a constant, in the sample of each weighting (B, M)."""
+    ordered = np.sort(values)
+    mass = np.cumsum(weights[:, np.argsort(values)], axis=1)
+    mass = np.concatenate([np.zeros((len(weights), 1)), mass], axis=1)
+    below, up_to = (mass[:, np.searchsorted(ordered, values, side=side)] for side in ("left", "right"))
+    ranks: Array = below + up_to
+    return ranks
+
+
 def signed_ranks(margins: Array, weights: Array) -> Array:
     """(M,) margins -> (B, M) centered midranks among the pairs in both orders, under each weighting (B, M)."""
-    size = np.abs(margins)
-    ordered = np.sort(size)
-    mass = np.cumsum(weights[:, np.argsort(size)], axis=1)
-    mass = np.concatenate([np.zeros((len(weights), 1)), mass], axis=1)
-    below, up_to = (mass[:, np.searchsorted(ordered, size, side=side)] for side in ("left", "right"))
-    ranks: Array = np.sign(margins) * (below + up_to)
+    ranks: Array = np.sign(margins) * midranks(np.abs(margins), weights)
     return ranks
+
+
+def spearman(x: Array, y: Array, weights: Array) -> Array:
+    """Of plain values: (M,) x (M,) -> (B,) under each weighting (B, M); NaN where one is constant."""
+    total = np.maximum(weights.sum(axis=1, keepdims=True), 1e-300)
+
+    def centered(values: Array) -> Array:
+        ranks = midranks(values, weights)
+        around: Array = ranks - (weights * ranks).sum(axis=1, keepdims=True) / total
+        return around
+
+    return _correlation(centered(x), centered(y), weights, least=1e-9)
 
 
 def spearman_of_margins(x: Array, y: Array, weights: Array) -> Array:
@@ -32,9 +49,11 @@ def spearman_of_margins(x: Array, y: Array, weights: Array) -> Array:
     return _correlation(signed_ranks(x, weights), signed_ranks(y, weights), weights)
 
 
-def _correlation(rx: Array, ry: Array, weights: Array) -> Array:
+def _correlation(rx: Array, ry: Array, weights: Array, least: float = 0.0) -> Array:
+    """Of centered ranks; NaN where their scale is at most `least`, what rounding leaves of none."""
     scale = np.sqrt((weights * rx * rx).sum(axis=1) * (weights * ry * ry).sum(axis=1))
-    found: Array = np.where(scale > 0, (weights * rx * ry).sum(axis=1) / np.where(scale > 0, scale, 1.0), math.nan)
+    some = scale > least
+    found: Array = np.where(some, (weights * rx * ry).sum(axis=1) / np.where(some, scale, 1.0), math.nan)
     return found
 
 
