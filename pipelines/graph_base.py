@@ -11,6 +11,7 @@ from typing import Any
 from pipelines.sources import Origin
 from workbench.config import DPO, Arm, Comparison
 from workbench.config_labels import GIVEN
+from workbench.config_sampling import CONNECTION
 from workbench.stages import External, Resources, Stage
 
 TRAINING_PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "tokenizers", "numpy", "safetensors")
@@ -121,10 +122,22 @@ def trainer_packages(graph: Graph, packages: tuple[str, ...]) -> tuple[str, ...]
 
 
 def decoding(graph: Graph) -> dict[str, Any]:
-    evaluation = graph.comparison.evaluation
+    evaluation, cache = graph.comparison.evaluation, graph.comparison.sampling.cache
     return limits(graph) | {
         "temperature": evaluation.temperature, "top_p": evaluation.top_p, "batch_size": evaluation.batch_size
-    }  # fmt: skip
+    } | ({"cache": cache} if cache != "dynamic" else {})  # fmt: skip
+
+
+def sampler(graph: Graph) -> dict[str, Any]:
+    """Config fields of the stages that a server may sample: what it is; how it is reached is in no key."""
+    server = graph.comparison.sampling.semantic().get("server")
+    return {} if server is None else {"server": server}
+
+
+def connection(graph: Graph) -> dict[str, Any]:
+    """Beside `sampler`: where and how the server is asked."""
+    server = graph.comparison.sampling.server
+    return {} if server is None else {"connection": server.model_dump(mode="json", include=set(CONNECTION))}
 
 
 def scoring(comparison: Comparison) -> dict[str, Any]:

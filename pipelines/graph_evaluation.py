@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pipelines.graph_base import (
     MODEL_PACKAGES,
     Graph,
+    connection,
     decoding,
     gold,
     gold_inputs,
     implicit_arm,
+    sampler,
     sampling_seed,
     scoring,
     tag,
@@ -68,7 +70,7 @@ def generations(
     """Samples of an arm's chosen checkpoint, or of the SFT; `size`: prompts and samples of each, else evaluation's."""
     comparison, evaluation = graph.comparison, graph.comparison.evaluation
     prompts, samples = size or (evaluation.prompts, evaluation.samples_per_prompt)
-    config = decoding(graph) | {
+    config = decoding(graph) | sampler(graph) | {
         "split": split, "prompts": prompts, "samples_per_prompt": samples
     } | (STRAIGHT if for_kl else {})  # fmt: skip
     inputs: dict[str, str | External] = {"prompts": shared["prompts"], "sft": shared["sft"]}
@@ -80,6 +82,7 @@ def generations(
     return graph.add(
         "generations", (label or "sft", purpose, f"seed={run}"), "workbench.evaluation:generate", config, inputs,
         seed=sampling_seed(comparison, run, f"generations/{purpose}/{who}"), packages=MODEL_PACKAGES,
+        cosmetic=connection(graph),
     )  # fmt: skip
 
 
@@ -112,7 +115,7 @@ def candidate_pool(
     # candidates of their own: the pool must have room for both.
     shares = max(comparison.evaluation.samples_per_prompt, len(arms))
     size = max(max(arm.pool, arm.n * shares) for arm in arms)
-    config = decoding(graph) | {
+    config = decoding(graph) | sampler(graph) | {
         "split": split, "prompts": prompts or comparison.evaluation.prompts, "samples_per_prompt": size
     } | (STRAIGHT if for_kl else {})  # fmt: skip
     purpose = "kl" if for_kl else split
@@ -120,6 +123,7 @@ def candidate_pool(
         "candidates", (purpose, f"seed={run}"), "workbench.evaluation:generate", config,
         {"prompts": shared["prompts"], "sft": shared["sft"]},
         seed=sampling_seed(comparison, run, f"candidates/{purpose}"), packages=MODEL_PACKAGES,
+        cosmetic=connection(graph),
     )  # fmt: skip
     tags = ("candidates", purpose)
     pool = {"candidates": candidates}

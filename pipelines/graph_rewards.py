@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.graph_base import MODEL_PACKAGES, Graph, decoding, sampling_seed, scoring
+from pipelines.graph_base import MODEL_PACKAGES, Graph, connection, decoding, sampler, sampling_seed, scoring
 from pipelines.graph_evaluation import scorer_inputs, scores
 from workbench.config import DPO
 from workbench.stages import External
@@ -49,7 +49,7 @@ def temperature_shift(
     evaluation = graph.comparison.evaluation
     if evaluation.shift_temperature is None:
         return {}
-    config: dict[str, Any] = decoding(graph) | {
+    config: dict[str, Any] = decoding(graph) | sampler(graph) | {
         "split": "test", "prompts": evaluation.prompts, "samples_per_prompt": evaluation.samples_per_prompt,
         "temperature": evaluation.shift_temperature, "top_p": 1.0,
     }  # fmt: skip
@@ -57,5 +57,6 @@ def temperature_shift(
         "generations", ("sft", "shift", f"seed={run}"), "workbench.evaluation:generate", config,
         {"prompts": shared["prompts"], "sft": shared["sft"]},
         seed=sampling_seed(graph.comparison, run, "generations/shift/sft"), packages=MODEL_PACKAGES,
+        cosmetic=connection(graph),
     )  # fmt: skip
     return {"shift": drawn, "shift_scores": scores(graph, shared, drawn, rewards, implicit, ("sft", "shift"), run)}

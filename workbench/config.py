@@ -10,6 +10,7 @@ config_labels.py      which dpo arm learns from which
 config_judges.py      judges beside gold and proxy
 config_tuning.py      budget, ranges, objective, pruner and repeats of `workbench tune`
 config_decision.py    margin and serving budget of the decision
+config_sampling.py    what draws the responses that are compared: cache, server
 config_comparison.py  the whole, with the checks across sections
 config_yaml.py        YAML text to a tree in which every value knows its line
 config_load.py        file and --set overrides to a Comparison, every error with its place
@@ -27,6 +28,7 @@ from workbench.config_decision import AnswerCost, Decision
 from workbench.config_judges import HumanJudge, LLMJudge, RewardModelJudge
 from workbench.config_load import load_config
 from workbench.config_paths import check_paths, shipped_config, shipped_names
+from workbench.config_sampling import Sampling, SamplingServer
 from workbench.config_sections import (
     Evaluation,
     Gold,
@@ -63,6 +65,8 @@ __all__ = [
     "ResourcesConfig",
     "RewardModel",
     "RewardModelJudge",
+    "Sampling",
+    "SamplingServer",
     "Seeds",
     "Selection",
     "Simulate",

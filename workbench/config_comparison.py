@@ -18,6 +18,7 @@ from workbench.config_data import Data
 from workbench.config_decision import Decision
 from workbench.config_judges import CONNECTION, RESERVED_JUDGES, Judge
 from workbench.config_labels import label_problems
+from workbench.config_sampling import Sampling
 from workbench.config_sections import (
     Evaluation,
     Gold,
@@ -30,7 +31,9 @@ from workbench.config_sections import (
 from workbench.config_tuning import REWARD_MODEL, Tuning, tuning_problems
 
 # Sections that may be left empty (a block whose lines are all commented out is null).
-_DEFAULTED = ("seeds", "reward_models", "judges", "evaluation", "selection", "decision", "resources", "tracking")
+_DEFAULTED = (
+    "seeds", "reward_models", "judges", "evaluation", "sampling", "selection", "decision", "resources", "tracking",
+)  # fmt: skip
 
 
 class Comparison(Section):
@@ -58,6 +61,7 @@ class Comparison(Section):
         default_factory=dict, description="Judges beside gold and proxy, by name; evaluation.judges calls them."
     )
     evaluation: Evaluation = Field(default_factory=Evaluation, description="How every policy is sampled and judged.")
+    sampling: Sampling = Field(default_factory=Sampling, description="What draws the responses that are compared.")
     selection: Selection = Field(default_factory=Selection, description="Which checkpoint is compared.")
     decision: Decision = Field(default_factory=Decision, description="What difference matters, and what may be served.")
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig, description="What the run may use.")
@@ -76,6 +80,9 @@ class Comparison(Section):
         how a judge's endpoint is reached."""
         dump = self.model_dump(mode="json", exclude={"description": True, "tracking": True, "tuning": True})
         del dump["resources"]["workers"]
+        dump["sampling"] = self.sampling.semantic()
+        if not dump["sampling"]:
+            del dump["sampling"]
         for judge in dump["judges"].values():
             for name in CONNECTION:
                 judge.pop(name, None)
@@ -115,7 +122,18 @@ class Comparison(Section):
     @model_validator(mode="after")
     def _check(self) -> Comparison:
         refuse([*self._source_problems(), *self._arm_problems(), *self._judging_problems(), *self._tuning_problems()])
+        refuse(self._sampling_problems())
         return self
+
+    def _sampling_problems(self) -> list[Problem]:
+        """A server with one policy can sample the SFT alone, and so best-of-n; all arms are sampled by one path."""
+        server = self.sampling.server
+        others = [label for label, arm in self.arms.items() if not isinstance(arm, BestOfN)]
+        if server is None or not server.one_policy or not others:
+            return []
+        message = f"got '{server.model}', one policy, but {', '.join(others)} must be sampled by the same server; "
+        message += "write {model} where it serves any folder, or give sampling.server.command"
+        return [(("sampling", "server", "model"), message)]
 
     def _tuning_problems(self) -> list[Problem]:
         """What is tuned must be there, and its judge must not be the comparison's."""

@@ -1,8 +1,8 @@
 """Every failure that a user can cause or meet, each with its exit code.
 
 A message says what went wrong, what was found, what was expected and what to do. Exit codes: 0 fine · 2 usage,
-config, data · 3 resources · 4 integrity or certificate · 5 divergence · 6 judging incomplete · 75 store busy ·
-130/143 signals.
+config, data · 3 resources · 4 integrity or certificate · 5 divergence · 6 judging, or sampling by a server,
+incomplete · 75 store busy · 130/143 signals.
 """
 
 from __future__ import annotations
@@ -76,6 +76,13 @@ class JudgingError(WorkbenchError):
 
     exit_code = 6
     code = "judging"
+
+
+class SamplingError(WorkbenchError):
+    """A server did not give all the responses that were asked of it."""
+
+    exit_code = 6
+    code = "sampling"
 
 
 class BusyError(WorkbenchError):

@@ -25,6 +25,7 @@ from workbench.keys import module_hashes
 from workbench.models import Placement, load_policy, load_reward_model, parameter_count, trunk_digest
 from workbench.policy_set import read_policy_set, read_selected
 from workbench.sampling import Decoding, sample
+from workbench.sampling_server import Request, ServerSampler
 from workbench.scoring import KL_ESTIMATOR, reward_scores, sequence_logprobs
 from workbench.stage_log import StageLog
 from workbench.tokens import PackedPairs, decode_response, load_tokenizer, read_packed_prompts, tokenizer_digest
@@ -73,17 +74,15 @@ def generate(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: St
     Args:
         config: {"split" (or several), "prompts": most prompts to take or None, "samples_per_prompt" or "pairs"
             {split: pairs to make}, "temperature", "top_p", "max_response_tokens", "stop_ids", "batch_size",
-            "trust_remote_code"}.
+            "trust_remote_code"}; perhaps "cache", or "server" with "connection" (`workbench.sampling_server`).
         inputs: `prompts` (packed), `sft` (policy set), and `policy` (policy set) with `selected`, or neither for the
             SFT itself.
         out: Receives generations.jsonl and facts.json.
     """
     placement, trust = _placement(log), config["trust_remote_code"]
     sft = read_policy_set(inputs["sft"])
-    reference = load_policy(sft.folder(), placement, trust_remote_code=trust)
     own = "policy" in inputs
     chosen = read_policy_set(inputs["policy"]).folder(read_selected(inputs["selected"])) if own else sft.folder()
-    policy = load_policy(chosen, placement, trust_remote_code=trust) if own else reference
     tokenizer = load_tokenizer(sft.folder(), trust_remote_code=trust)
     pad_id = int(tokenizer.pad_token_id)
     prompts = [row for row in read_packed_prompts(inputs["prompts"]) if row["split"] in _splits(config["split"])]
@@ -95,13 +94,23 @@ def generate(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: St
     steps = len(rows) * (3 if own else 2)
 
     log.rewind(-1)
-    wall_s, cpu_s = time.monotonic(), time.process_time()
-    drawn = sample(
-        policy, ids, _decoding(config), pad_id=pad_id, seed=log.seed, batch_size=config["batch_size"],
-        on_batch=_progress(log, steps),
-    )  # fmt: skip
-    # Sampling alone is what an answer costs; the stage's own cost has the passes for log-probabilities in it too.
-    sampling = {"sampling_wall_s": time.monotonic() - wall_s, "sampling_cpu_s": time.process_time() - cpu_s}
+    server = None
+    if "server" in config:  # it needs the device's memory: it has stopped before our own models are loaded
+        server = ServerSampler(config["server"], config["connection"], _decoding(config), tokenizer, log)
+        requests = [Request(prompt=row["prompt"], ids=row["ids"]) for row in rows]
+        drawn = server.sample(chosen, requests, seed=log.seed, on_batch=_progress(log, steps))
+    reference = load_policy(sft.folder(), placement, trust_remote_code=trust)
+    policy = load_policy(chosen, placement, trust_remote_code=trust) if own else reference
+    if server is not None:
+        sampling, agreement = server.took, server.check(policy, ids, drawn)
+    else:
+        wall_s, cpu_s = time.monotonic(), time.process_time()
+        drawn = sample(
+            policy, ids, _decoding(config), pad_id=pad_id, seed=log.seed, batch_size=config["batch_size"],
+            on_batch=_progress(log, steps), cache=config.get("cache", "dynamic"), say=log.say,
+        )  # fmt: skip
+        # Sampling alone is what an answer costs; the stage's own cost has the passes for log-probabilities in it too.
+        sampling = {"sampling_wall_s": time.monotonic() - wall_s, "sampling_cpu_s": time.process_time() - cpu_s}
     responses = [one.ids for one in drawn]
     under_policy = sequence_logprobs(
         policy,
@@ -149,7 +158,8 @@ def generate(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: St
         "prompts": _digest([[row["prompt_id"], row["ids"]] for row in prompts]),
         "tokenizer": tokenizer_digest(sft.folder(), trust_remote_code=trust),
         "policy_tokenizer": tokenizer_digest(chosen, trust_remote_code=trust),
-        "decoding": {name: config[name] for name in ("temperature", "top_p", "max_response_tokens", "stop_ids")},
+        "decoding": {name: config[name] for name in ("temperature", "top_p", "max_response_tokens", "stop_ids")}
+        | ({"sampler": server.name} if server is not None else {}),
         "samples_per_prompt": samples,
         "kl_estimator": f"{KL_ESTIMATOR}; code {scoring_code[:12]}",
         "template": _digest(load_tokenizer(chosen, trust_remote_code=trust).chat_template),
@@ -157,6 +167,8 @@ def generate(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: St
         "numerics": numerics(policy),
         "parameters": parameter_count(policy),
     }
+    if server is not None:
+        facts["served"] = agreement
     _write(out / "facts.json", facts)
 
 
@@ -300,7 +312,9 @@ def trajectory(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: 
         if log.stop_requested():
             raise StageInterrupted
         policy = load_policy(folder, placement, trust_remote_code=trust)
-        drawn = sample(policy, ids, _decoding(config), seed=log.seed, **options)
+        drawn = sample(
+            policy, ids, _decoding(config), seed=log.seed, cache=config.get("cache", "dynamic"), say=log.say, **options
+        )
         responses = [one.ids for one in drawn]
         logprobs = np.array(sequence_logprobs(policy, ids, responses, **options))
         ref_logprobs = np.array(sequence_logprobs(reference, ids, responses, **options))

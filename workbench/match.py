@@ -57,6 +57,7 @@ class Decoding:
     temperature: float
     top_p: float
     max_response_tokens: int
+    sampler: str = "workbench"
 
 
 @dataclass(frozen=True, kw_only=True)

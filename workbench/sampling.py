@@ -1,7 +1,8 @@
 """Sampling responses, with the log-probability of each token as it was drawn.
 
 One hand-written loop over a key-value cache serves rollouts, candidate pools and evaluation: rows leave the batch as
-they finish, the generator is passed, and the log-probabilities need no second pass.
+they finish, the generator is passed, and the log-probabilities need no second pass. Where the cache lies
+(`workbench.static_cache`) changes speed and memory, never what is drawn but for rounding.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from workbench.batching import by_length, positions
-from workbench.errors import DivergenceError
+from workbench.errors import DivergenceError, ResourceError
 from workbench.types import FinishReason
+
+CacheKind = Literal["dynamic", "static", "compiled"]
+_HALF: Final = 500_009  # between the seeds of a batch and of its second half, where it had to be halved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +64,13 @@ def sample(
     batch_size: int = 256,
     on_batch: Callable[[int], None] | None = None,
     value_head: Callable[[Tensor], Tensor] | None = None,
+    cache: CacheKind = "dynamic",
+    say: Callable[[str], None] | None = None,
 ) -> list[Sample]:
     """Draws one response per prompt row, in the order of `prompts`.
+
+    A batch that the device has no memory for is halved, and so is every one after it; that is said, because the halves
+    draw from other seeds than the whole would have.
 
     Args:
         model: A causal language model in eval mode.
@@ -72,23 +81,69 @@ def sample(
         batch_size: Rows per forward pass.
         on_batch: Called with the number of rows done after each batch.
         value_head: (B, H) -> (B,) on the last hidden state that each token is drawn from.
+        cache: Where keys and values lie; `compiled` takes no value_head.
+        say: Takes a line for people where a batch was halved.
 
     Raises:
         DivergenceError: The model's probabilities are not finite.
+        ResourceError: The device has no memory even for one row.
     """
+    if value_head is not None and cache == "compiled":
+        raise ValueError("values are read by a hook, which a compiled step does not call; use another cache")
     results: list[Sample | None] = [None] * len(prompts)
-    done = 0
+    done, most = 0, batch_size
+    waiting = [
+        ((seed + 1_000_003 * number) % 2**63, rows)
+        for number, rows in enumerate(by_length([len(p) for p in prompts], batch_size))
+    ][::-1]
     with _states_read(model, value_head is not None) as states:
-        for number, rows in enumerate(by_length([len(p) for p in prompts], batch_size)):
-            generator = torch.Generator(device=model.device).manual_seed((seed + 1_000_003 * number) % 2**63)
+        while waiting:
+            own_seed, rows = waiting.pop()
+            if len(rows) > most:
+                half = len(rows) // 2
+                waiting += [((own_seed + _HALF) % 2**63, rows[half:]), (own_seed, rows[:half])]
+                continue
+            generator = torch.Generator(device=model.device).manual_seed(own_seed)
             picked = [prompts[row] for row in rows]
-            drawn = _sample_batch(model, picked, decoding, pad_id, generator, value_head, states)
+            drawn = _unless_too_large(model, picked, decoding, pad_id, generator, value_head, states, cache)
+            if isinstance(drawn, str):
+                most = _halved(len(rows), drawn, say)
+                states.clear()
+                waiting.append((own_seed, rows))
+                continue
             for row, one in zip(rows, drawn, strict=True):
                 results[row] = one
             done += len(rows)
             if on_batch is not None:
                 on_batch(done)
     return [one for one in results if one is not None]
+
+
+def _unless_too_large(model: Any, *batch: Any) -> list[Sample] | str:
+    """The samples of a batch, or what the device said where it had no memory for them; then it is free again."""
+    try:
+        return _sample_batch(model, *batch)
+    except torch.OutOfMemoryError as error:
+        told = str(error)
+    if model.device.type == "cuda":  # behind `except`, whose traceback holds the tensors of the batch
+        torch.cuda.empty_cache()
+    return told
+
+
+def _halved(rows: int, told: str, say: Callable[[str], None] | None) -> int:
+    """Half of a batch that did not fit.
+
+    Raises:
+        ResourceError: It was one row.
+    """
+    if rows == 1:
+        raise ResourceError(
+            f"the device has no memory to sample even one response ({told}); lower evaluation.max_response_tokens or "
+            "model.max_length, or take a larger device"
+        )
+    if say is not None:
+        say(f"no memory to sample {rows} responses at once: going on with {rows // 2}; lower evaluation.batch_size")
+    return rows // 2
 
 
 @contextmanager
@@ -105,6 +160,50 @@ def _states_read(model: Any, wanted: bool) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
+class _Decoder(Protocol):
+    """The model behind a cache; it keeps step with the rows that are still wanted."""
+
+    def logits(self, ids: Tensor, step: int) -> Tensor:
+        """(L, V) for the wanted rows: of the prompts (L, W) at step 0, of the tokens (L, 1) drawn last after that."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Forgets all wanted rows but these."""
+
+
+class _Growing:
+    """A decoder that computes just the wanted rows and the tokens that there are."""
+
+    def __init__(self, model: Any, mask: Tensor, positions: Tensor, width: int, cache: Any) -> None:
+        self._model, self._mask, self._positions, self._width, self._cache = model, mask, positions, width, cache
+
+    def logits(self, ids: Tensor, step: int) -> Tensor:
+        end = self._width + step
+        logits: Tensor = self._model(
+            input_ids=ids,
+            attention_mask=self._mask[:, :end],
+            position_ids=self._positions[:, end - ids.shape[1] : end],
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        return logits
+
+    def keep(self, rows: Tensor) -> None:
+        self._cache.batch_select_indices(rows)
+        self._mask, self._positions = self._mask[rows], self._positions[rows]
+
+
+def _decoder(kind: CacheKind, model: Any, mask: Tensor, positions: Tensor, width: int) -> _Decoder:
+    from transformers import DynamicCache
+
+    from workbench.static_cache import FixedShapes, preallocated_cache
+
+    if kind == "compiled":
+        return FixedShapes(model, mask, positions, width)
+    cache = preallocated_cache(model, mask.shape[1]) if kind == "static" else DynamicCache(config=model.config)
+    return _Growing(model, mask, positions, width, cache)
+
+
 def _sample_batch(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -113,9 +212,8 @@ def _sample_batch(
     generator: torch.Generator,
     value_head: Callable[[Tensor], Tensor] | None,
     states: list[Tensor],
+    cache: CacheKind,
 ) -> list[Sample]:
-    from transformers import DynamicCache
-
     device = model.device
     rows, width, length = len(prompts), max(map(len, prompts)), decoding.max_response_tokens
     input_ids = torch.full((rows, width), pad_id, dtype=torch.int64)
@@ -125,7 +223,6 @@ def _sample_batch(
         input_ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
         mask[row, width - len(prompt) : width] = 1
     input_ids, mask = input_ids.to(device), mask.to(device)
-    position_ids = positions(mask)
     stops = torch.tensor(sorted(decoding.stop_ids), device=device)
 
     out_ids = torch.full((rows, length), pad_id, dtype=torch.int64, device=device)
@@ -135,18 +232,10 @@ def _sample_batch(
     active = torch.arange(rows, device=device)  # rows of the output that are still being written
     alive = torch.ones(rows, dtype=torch.bool, device=device)  # among `active`
 
-    cache = DynamicCache(config=model.config)
-    step_ids, step_positions = input_ids, position_ids[:, :width]
+    decoder = _decoder(cache, model, mask, positions(mask), width)
+    step_ids = input_ids
     for t in range(length):
-        logits = model(
-            input_ids=step_ids,
-            attention_mask=mask[:, : width + t],
-            position_ids=step_positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        ids, logprobs = _draw(logits, decoding, generator)
+        ids, logprobs = _draw(decoder.logits(step_ids, t), decoding, generator)
         writing = active[alive]
         out_ids[writing, t] = ids[alive]
         out_logprobs[writing, t] = logprobs[alive]
@@ -161,11 +250,10 @@ def _sample_batch(
             break
         if living <= 0.75 * len(alive):  # finished rows leave the batch once a quarter of it is idle
             keep = alive.nonzero().squeeze(1)
-            cache.batch_select_indices(keep)
-            mask, position_ids, active, ids = mask[keep], position_ids[keep], active[keep], ids[keep]
+            decoder.keep(keep)
+            active, ids = active[keep], ids[keep]
             alive = alive[keep]
         step_ids = ids.unsqueeze(1)
-        step_positions = position_ids[:, width + t : width + t + 1]
 
     all_ids, all_logprobs, all_values = out_ids.tolist(), out_logprobs.tolist(), out_values.tolist()
     ends, finished = lengths.tolist(), stopped.tolist()
@@ -180,14 +268,19 @@ def _sample_batch(
     ]
 
 
+def nucleus(probs: Tensor, top_p: float) -> Tensor:
+    """(B, V) probabilities with 0 outside the smallest set that holds `top_p`; not normalized anew."""
+    if top_p >= 1.0:
+        return probs
+    sorted_probs, order = probs.sort(dim=-1, descending=True)
+    outside = sorted_probs.cumsum(-1) - sorted_probs >= top_p  # the token that crosses the mass stays
+    return torch.zeros_like(probs).scatter(-1, order, sorted_probs.masked_fill(outside, 0.0))
+
+
 def _draw(logits: Tensor, decoding: Decoding, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """One token per row and its log-probability at the sampling temperature, both (B,)."""
     logprobs = torch.log_softmax(logits.float() / decoding.temperature, dim=-1)
-    probs = logprobs.exp()
-    if decoding.top_p < 1.0:
-        sorted_probs, order = probs.sort(dim=-1, descending=True)
-        outside = sorted_probs.cumsum(-1) - sorted_probs >= decoding.top_p  # the token that crosses the mass stays
-        probs = torch.zeros_like(probs).scatter(-1, order, sorted_probs.masked_fill(outside, 0.0))
+    probs = nucleus(logprobs.exp(), decoding.top_p)
     if not bool(torch.isfinite(probs).all()):
         raise DivergenceError("the policy's next-token probabilities are not finite; its weights have diverged")
     ids = torch.multinomial(probs, 1, generator=generator)

@@ -69,6 +69,7 @@ def read_side(
             temperature=decoding["temperature"],
             top_p=decoding["top_p"],
             max_response_tokens=decoding["max_response_tokens"],
+            sampler=decoding.get("sampler", "workbench"),
         ),
         tokenization=Tokenization(
             tokenizer=generations["policy_tokenizer"],

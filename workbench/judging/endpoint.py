@@ -1,4 +1,4 @@
-"""One OpenAI-compatible chat endpoint: asked with bounded patience, and its failures in words."""
+"""An OpenAI-compatible endpoint: asked with bounded patience, and its failures in words."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Generic, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-from workbench.errors import ConfigError, JudgingError
+from workbench.errors import ConfigError, JudgingError, WorkbenchError
 from workbench.judging.text import one_line
 
+T = TypeVar("T")
 _MAX_BODY_BYTES: Final = 4 << 20
 _BACKOFF_S, _LONGEST_BACKOFF_S = 1.0, 30.0
 _RETRIED: Final = frozenset({408, 409, 425, 429})
@@ -23,13 +24,13 @@ _ADVICE: Final[Mapping[int, str]] = {
     401: "set the environment variable named in api_key_env to a valid key",
     402: "the account has no credit left",
     403: "the key may not use this model; ask for access or name another one",
-    404: "check the url (it ends before /chat/completions, usually with /v1) and the model id",
-    405: "check the url (it ends before /chat/completions, usually with /v1)",
+    404: "check the url (it ends before {path}, usually with /v1) and the model id",
+    405: "check the url (it ends before {path}, usually with /v1)",
 }
 
 
 class RequestFailed(Exception):
-    """One comparison got no answer: `reason` is a word ("timeout"), `detail` what happened, `status` HTTP's, if any."""
+    """A request got no answer: `reason` is a word ("timeout"), `detail` what happened, `status` HTTP's, if any."""
 
     def __init__(self, reason: str, detail: str, status: int | None = None) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -52,7 +53,7 @@ class Reply:
     completion_tokens: int | None
 
 
-class Endpoint:
+class Client(Generic[T]):
     """A client of one endpoint, shared by threads. Made inside the stage: it must not cross a fork.
 
     Args:
@@ -63,12 +64,21 @@ class Endpoint:
         ConfigError: The url is none, or the named environment variable holds no key.
     """
 
+    path: ClassVar[str]  # below the base url
+    whose: ClassVar[str]  # url, in messages
+    kept: ClassVar[str]  # what is not lost where the endpoint fails
+    error: ClassVar[type[WorkbenchError]]  # where it refuses everybody
+
+    def read(self, data: bytes) -> T | None:
+        """What an answer says; None: it is none."""
+        raise NotImplementedError
+
     def __init__(self, connection: Mapping[str, Any], stop: threading.Event) -> None:
         import httpx2
 
         self._errors = (httpx2.TimeoutException, httpx2.TransportError, httpx2.DecodingError)
         self._timeouts = httpx2.TimeoutException
-        self.url = _chat_url(connection["url"])
+        self.url = self._url(connection["url"])
         self.name = shown_url(connection["url"])
         self._key = read_key(connection.get("api_key_env"))
         self._timeout_s = float(connection["timeout_s"])
@@ -89,8 +99,8 @@ class Endpoint:
         """Text of the server, safe to show and to keep: the key cut out, no controls, one line."""
         return one_line(text.replace(self._key, "***") if self._key else text, limit)
 
-    def ask(self, body: Mapping[str, Any], before_request: Callable[[], None]) -> Reply:
-        """Posts one chat completion, with retries on 429, 5xx, timeouts and lost connections.
+    def ask(self, body: Mapping[str, Any], before_request: Callable[[], None] = lambda: None) -> T:
+        """Posts one request, with retries on 429, 5xx, timeouts and lost connections.
 
         Args:
             body: The JSON body.
@@ -98,7 +108,7 @@ class Endpoint:
 
         Raises:
             RequestFailed: No answer within the retries or the deadline, or the server refuses this body (4xx).
-            JudgingError: The endpoint refuses everybody: wrong key, wrong url.
+            JudgingError: (or `error`) The endpoint refuses everybody: wrong key, wrong url.
             Stopped: `stop` was set.
         """
         deadline = time.monotonic() + self._deadline_s
@@ -147,12 +157,12 @@ class Endpoint:
                 raise Stopped from None
             raise
 
-    def _read(self, status: int, headers: Mapping[str, str], data: bytes) -> Reply:
+    def _read(self, status: int, headers: Mapping[str, str], data: bytes) -> T:
         if status == 200:
-            reply = _reply(data)
+            reply = self.read(data)
             if reply is None:
                 text = self.clean(data[:400].decode("utf-8", "replace"))
-                raise _Transient(RequestFailed("server_error", f"no chat completion: '{text}'", status))
+                raise _Transient(RequestFailed("server_error", f"no answer: '{text}'", status))
             return reply
         said = self.clean(_error_text(data))
         detail = f"HTTP {status}: {said}"
@@ -160,13 +170,40 @@ class Endpoint:
             reason = "rate_limited" if status == 429 else "server_error"
             raise _Transient(RequestFailed(reason, detail, status), _retry_after_s(headers.get("Retry-After")))
         if status in _ADVICE:
-            raise JudgingError(
-                f"{self.name} answered HTTP {status} ({said}); {_ADVICE[status]}. Verdicts so far are kept: run again"
-            )
+            advice = _ADVICE[status].format(path=self.path)
+            raise self.error(f"{self.name} answered HTTP {status} ({said}); {advice}. {self.kept}: run again")
         if 300 <= status < 400:
             where = self.clean(shown_url(headers.get("Location", "")))
-            raise JudgingError(f"{self.name} redirects to {where}; redirects are not followed: name the final url")
+            raise self.error(f"{self.name} redirects to {where}; redirects are not followed: name the final url")
         raise RequestFailed("rejected", detail, status)
+
+    def _url(self, url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ConfigError(f"{self.whose} url is {shown_url(url)!r}; expected http://HOST[:PORT]/v1 or https://…")
+        if parts.username is not None or parts.password is not None:
+            raise ConfigError(
+                f"{self.whose} url holds a user or password; put the key in a variable named by api_key_env"
+            )
+        path = parts.path.rstrip("/")
+        path = path if path.endswith(self.path) else f"{path}{self.path}"
+        return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
+
+
+class Endpoint(Client[Reply]):
+    """A judge's chat endpoint."""
+
+    path = "/chat/completions"
+    whose = "the judge's"
+    kept = "Verdicts so far are kept"
+    error = JudgingError
+
+    def read(self, data: bytes) -> Reply | None:
+        return _reply(data)
 
 
 class _Transient(Exception):
@@ -200,21 +237,6 @@ def shown_url(url: str) -> str:
         return urlunsplit((parts.scheme, f"{place}:{parts.port}" if parts.port else place, parts.path, "", ""))
     except ValueError:
         return "the endpoint"
-
-
-def _chat_url(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ConfigError(f"the judge's url is {shown_url(url)!r}; expected http://HOST[:PORT]/v1 or https://…")
-    if parts.username is not None or parts.password is not None:
-        raise ConfigError("the judge's url holds a user or password; put the key in a variable named by api_key_env")
-    path = parts.path.rstrip("/")
-    path = path if path.endswith("/chat/completions") else f"{path}/chat/completions"
-    return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 
 def _retry_after_s(value: str | None) -> float | None:
