@@ -1,4 +1,5 @@
-"""Fills the tables of docs/performance.md from what `head_to_head.py` and `scaling.py` measured.
+"""Fills the tables of docs/performance.md from what `head_to_head.py`, `scaling.py` and
+`tracking_overhead.py` measured.
 
     python benchmarks/fill_performance.py FILE.json... [--page docs/performance.md]
 
@@ -147,9 +148,20 @@ def growth(figures: Mapping[str, Any]) -> str:
     return table(header, rows)
 
 
+def overhead(figures: Mapping[str, Any]) -> str:
+    """What tracking adds to a comparison."""
+    rows = [
+        ["wall time with tracking, of that without", estimate(figures["ratio_wall"])],
+        ["seconds of the driver inside tracking calls", estimate(figures["inside_calls_s"])],
+        ["the same, of the wall time", estimate(figures["inside_calls_share"])],
+        ["CPU seconds of the driver more than without", estimate(figures["driver_cpu_more_s"])],
+    ]
+    return table(("", f"{figures['repeats']} repeat(s) of {figures['config']}"), rows)
+
+
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "machine": machine, "sides": sides, "steps": steps, "floors": floors, "work": work, "threads": threads,
-    "found": found, "growth": growth,
+    "found": found, "growth": growth, "overhead": overhead,
 }  # fmt: skip
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tests import bench
+
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # tests log to homes of their own, never to a developer's server
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 TOP = {
     "pyproject.toml", "README.md", "workbench", "pipelines", "tests", "configs", "mlruns", "docs", "benchmarks",
-    "Makefile", "constraints.txt", "LICENSE", "CHANGELOG.md", ".ci", ".gitignore",
+    "examples", "Makefile", "constraints.txt", "LICENSE", "CHANGELOG.md", ".ci", ".gitignore",
 }  # fmt: skip
 # Nothing of the project: git's own folder, the environment and what tools leave; git ignores them.
 LEFT_BY_TOOLS = {".git", ".venv", "build", "dist"}
@@ -115,9 +115,10 @@ def pins() -> dict[str, str]:
 
 
 def closure() -> dict[str, str]:
-    """Canonical name -> installed version of all that the project, its development and stories extras need."""
-    optional = project()["project"]["optional-dependencies"]  # type: ignore[index]
-    waiting: list[tuple[str, frozenset[str]]] = [("alignment-workbench", frozenset(optional))]
+    """Canonical name -> installed version of all that the project needs, with the extras that `make` installs."""
+    extras_of_make = re.search(r"-e '\.\[([\w,]+)\]'", (ROOT / "Makefile").read_text())
+    assert extras_of_make
+    waiting: list[tuple[str, frozenset[str]]] = [("alignment-workbench", frozenset(extras_of_make[1].split(",")))]
     seen: set[tuple[str, frozenset[str]]] = set()
     found: dict[str, str] = {}
     while waiting:

@@ -91,12 +91,21 @@ def plan(config: Path, overrides: tuple[str, ...], home: Path, as_json: bool) ->
 @home_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=5000, show_default=True, help="Port to listen on.")
+@click.option("--sync", is_flag=True, help="Only send what a tracking server missed (HOME/spool), and end.")
 @common
-def ui(home: Path, host: str, port: int, as_json: bool) -> int:
-    """Serve the home's runs in the MLflow UI until Ctrl-C."""
-    from workbench.ui import serve
+def ui(home: Path, host: str, port: int, sync: bool, as_json: bool) -> int:
+    """Serve the home's runs in the MLflow UI until Ctrl-C.
 
-    return serve(home.absolute(), host, port)
+    With --sync: send to MLflow servers what they could not take while they were away.
+    """
+    from workbench.ui import send_spool, serve
+
+    if not sync:
+        return serve(home.absolute(), host, port)
+    told, code = send_spool(home.absolute(), lambda line: click.echo(line, err=True))
+    if as_json:
+        emit(told)
+    return code
 
 
 @main.command()

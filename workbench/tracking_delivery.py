@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -79,10 +81,22 @@ def reason_of(error: Exception) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class SyncReport:
-    """What `Tracker.sync` did: references that were sent completely, and why others were left."""
+    """What `Tracker.sync` did.
+
+    Args:
+        sent: References of the comparisons that were sent completely.
+        left: Reference -> why it was not.
+        running: References that a live process holds; they are its own to send.
+        counts: What the servers took: runs, parameters, tags, metric points, artifacts, datasets. All of it may have
+            been there already: sending twice changes nothing.
+        refused: Operations that a server will never take; they are kept in `home/spool/REF.rejected`.
+    """
 
     sent: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
+    running: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    refused: int = 0
 
 
 def deliver(server: Server, operation: Operation, patience: Patience) -> None:
@@ -100,25 +114,45 @@ def deliver(server: Server, operation: Operation, patience: Patience) -> None:
             time.sleep(pause_s)
 
 
-def replay(server: Server, spool: Spool, patience: Patience) -> list[Operation]:
-    """Sends a spool in order; what fails, and what needs it, stays in the journal and is returned."""
+def count_of(operation: Operation) -> dict[str, int]:
+    """How much of what people look at is in an operation."""
+    kind = operation["op"]
+    found = {"runs": int(kind == "run"), "artifacts": int(kind in ("file", "text"))}
+    parts = {"parameters": "params", "tags": "tags", "metric points": "metrics", "datasets": "datasets"}
+    return found | {name: len(operation.get(part, ())) for name, part in parts.items()}
+
+
+def replay(server: Server, spool: Spool, patience: Patience, counts: Counter[str] | None = None) -> list[Operation]:
+    """Sends a spool in order; what fails, and what needs it, stays in the journal and is returned.
+
+    Args:
+        counts: Takes what was delivered, and the number of refusals as "refused".
+    """
     left: list[Operation] = []
+    counts = Counter() if counts is None else counts
     down = False
     for operation in spool.read():
         if down:
             left.append(operation)
             continue
         try:
-            deliver(server, operation | {"replay": True}, patience)
+            deliver(server, spool.located(operation) | {"replay": True}, patience)
+            counts.update(count_of(operation))
         except Exception as error:
             if refused(operation, error):
                 spool.reject(operation, reason_of(error))
+                counts["refused"] += 1
                 continue
             left.append(operation)
             down = operation["op"] not in ("file", "text") or isinstance(error, TrackingUnavailable)
         down = down or patience.exhausted
     spool.rewrite(left)
     return left
+
+
+def with_credentials(uri: str, known: Iterable[str | None]) -> str:
+    """The URI with the credentials that a spool does not hold, where one of the known URIs has them."""
+    return next((one for one in known if one and redact_text(one) == redact_text(uri)), uri)
 
 
 def sync_spools(
@@ -128,26 +162,30 @@ def sync_spools(
 
     Args:
         own_uri: What a spool without a URI means: the home's own database.
-        uri: Only spools of this URI; None: all.
+        uri: Only spools of this URI, which supplies the credentials; None: all, with those of MLFLOW_TRACKING_URI.
         connect: (uri, home, experiment) -> a connected store.
     """
-    report = SyncReport()
+    report, counts = SyncReport(), Counter[str]()
     patience = Patience(limits)
+    silent: dict[str, str] = {}  # URI -> why; asked once for all of its spools
     for spool in Spool.all(home):
         if patience.exhausted:
             break
-        target = spool.header.get("uri") or own_uri
+        target = with_credentials(spool.header.get("uri") or own_uri, (uri, os.environ.get("MLFLOW_TRACKING_URI")))
         if uri is not None and redact_text(uri) != redact_text(target):
             continue
         try:
             if not spool.claim():
+                report.running.append(spool.ref)
                 continue
         except OSError as error:
             report.left[spool.ref] = reason_of(error)
             continue
         reason: str | None = "unfinished"
         try:
-            reason = _settle_one(spool, uri or target, home, connect, patience)
+            if target not in silent and is_remote(target):
+                silent[target] = probe(target, limits.probe_s) or ""
+            reason = silent.get(target) or _settle_one(spool, target, home, connect, patience, counts)
         except Exception as error:
             reason = reason_of(error)
         finally:
@@ -156,18 +194,19 @@ def sync_spools(
             report.sent.append(spool.ref)
         else:
             report.left[spool.ref] = reason
-    return report
+    return replace(report, refused=counts.pop("refused", 0), counts=+counts)
 
 
 def _settle_one(
-    spool: Spool, uri: str, home: Path, connect: Callable[[str, Path, str], Server], patience: Patience
+    spool: Spool,
+    uri: str,
+    home: Path,
+    connect: Callable[[str, Path, str], Server],
+    patience: Patience,
+    counts: Counter[str],
 ) -> str | None:
-    if is_remote(uri):
-        reason = probe(uri, patience.limits.probe_s)
-        if reason is not None:
-            return reason
     server = connect(uri, home, str(spool.header["experiment"]))
-    left = replay(server, spool, patience)
+    left = replay(server, spool, patience, counts)
     if left:
         return f"{len(left)} operations could not be sent"
     patience.timed(lambda: server.settle(spool.ref), factor=2.0)

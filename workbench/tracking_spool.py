@@ -32,6 +32,11 @@ class TrackingUnavailable(Exception):
     """The tracking server did not answer, or not in time."""
 
 
+def chosen_uri(configured: str | None) -> str | None:
+    """The config's tracking URI, else MLFLOW_TRACKING_URI (which may hold a password); None: the home's database."""
+    return configured or os.environ.get("MLFLOW_TRACKING_URI") or None
+
+
 def is_remote(uri: str) -> bool:
     """True for a tracking server reached over HTTP."""
     return urlsplit(uri).scheme in ("http", "https")
@@ -158,12 +163,14 @@ class Spool:
     def append(self, operation: Operation) -> None:
         """Adds one operation; the journal is made on the first one, with the header.
 
-        Files are copied beside it, because the next run may write over the originals before they are sent.
+        Files are copied beside it, because the next run may write over the originals before they are sent; their paths
+        are relative to the spool, because a home may be moved before that.
         """
         if operation["op"] == "file":
             folder = self.files / uuid.uuid4().hex
             folder.mkdir(parents=True)
-            operation = operation | {"path": str(shutil.copy2(operation["path"], folder))}
+            copy = Path(shutil.copy2(operation["path"], folder))
+            operation = operation | {"path": str(copy.relative_to(self.folder))}
         fresh = not self.path.exists()
         with open(self.path, "a", encoding="utf-8") as file:
             if fresh:
@@ -188,6 +195,10 @@ class Spool:
                 if isinstance(operation, dict) and "op" in operation:
                     operations.append(operation)
         return operations
+
+    def located(self, operation: Operation) -> Operation:
+        """The operation with the path of its file as it is now."""
+        return operation | {"path": str(self.folder / operation["path"])} if operation["op"] == "file" else operation
 
     def rewrite(self, operations: Sequence[Operation]) -> None:
         """Leaves only these operations, atomically; without any, the journal and its files are removed."""

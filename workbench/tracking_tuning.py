@@ -10,8 +10,10 @@ from typing import Any
 
 from workbench import tracking_names as names
 from workbench.config_comparison import Comparison
+from workbench.redact import redact_text
 from workbench.results_tuning import TrialRow, TunedArm, TuningResults
 from workbench.tracking import Tracker
+from workbench.tracking_spool import chosen_uri
 from workbench.tuning_figures import figures_of
 
 STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
@@ -94,7 +96,9 @@ def track(
     """
     marker = home / "tuning" / found.study / "tracked.json"
     before = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
-    known: dict[str, Any] = before if before.get("uri") == comparison.tracking.uri else {}
+    uri = chosen_uri(comparison.tracking.uri)
+    place = redact_text(uri) if uri else None
+    known: dict[str, Any] = before if before.get("uri") == place else {}
     runs: dict[str, Any] = dict(known.get("runs", {}))
     for label, arm in found.arms.items():
         state = f"{arm.trials}/{arm.best.number if arm.best is not None else None}/{len(arm.repeated)}"
@@ -102,7 +106,7 @@ def track(
             continue
         config = {"objective": found.objective.model_dump(), "budget": found.budget.model_dump(), "rule": found.rule}
         tracker = StudyTracker.open(
-            comparison.tracking.uri, home, found.comparison, config,
+            uri, home, found.comparison, config,
             {"workbench.study": arm.study, "workbench.arm": label}, run_name=arm.study, warn=warn,
         )  # fmt: skip
         assert isinstance(tracker, StudyTracker)
@@ -113,7 +117,7 @@ def track(
         tracker.study(arm)
         tracker.finish(None, figures_of(label, figures), note=found.rule)
         runs[label] = {"state": state, "run_id": tracker.run_id, "tracking_uri": tracker.tracking_uri}
-    marker.write_text(json.dumps({"uri": comparison.tracking.uri, "runs": runs}), encoding="utf-8")
+    marker.write_text(json.dumps({"uri": place, "runs": runs}), encoding="utf-8")
     uris = [one["tracking_uri"] for one in runs.values()]
     return {
         "tracking_uri": uris[0] if uris else None,

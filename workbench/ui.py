@@ -1,4 +1,7 @@
-"""`workbench ui`: MLflow's server on the home's store, with safe settings. Plain `mlflow ui` would not find it."""
+"""`workbench ui`: MLflow's server on the home's store, with safe settings; and what a server missed, sent later.
+
+Plain `mlflow ui` would not find the store.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,18 @@ import contextlib
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from workbench.errors import ConfigError, ResourceError
-from workbench.tracking_spool import probe
+from workbench.tracking_moved import adopt_home
+from workbench.tracking_spool import held, probe
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -103,6 +108,11 @@ def serve(
     speak = say or (lambda line: print(line, file=sys.stderr, flush=True))
     check_home(home)
     check_port(host, port)
+    try:
+        with held(home / "mlflow.lock"):
+            adopt_home(home)
+    except (OSError, sqlite3.Error) as error:
+        speak(f"warning: this home was moved, and its artifacts may not open: {error}")
     if host not in LOOPBACK:
         speak(f"warning: anybody who reaches {host} can read and delete these runs: the server asks for no password")
     # Its own session: the group is ended as one, so that no worker stays behind on the port.
@@ -125,6 +135,40 @@ def serve(
         return 0
     finally:
         _end_group(server)
+
+
+def send_spool(home: Path, say: Callable[[str], None]) -> tuple[dict[str, Any], int]:
+    """Sends what tracking servers could not take when it was logged. Sending twice changes nothing.
+
+    Args:
+        home: Folder that all runs share (with spool/).
+        say: Takes lines for people.
+
+    Returns:
+        What was sent and what was not, as JSON; 0 if nothing is left that could be sent, else 3.
+    """
+    from workbench.tracking import Tracker
+
+    report = Tracker.sync(home)
+    told = ", ".join(f"{count} {what}" for what, count in sorted(report.counts.items()))
+    if report.sent or told:
+        say(f"sent {len(report.sent)} comparison(s) completely: {told or 'nothing was missing but their end'}")
+    if report.refused:
+        say(f"{report.refused} operation(s) were refused for good; they are kept in {home / 'spool'}/*.rejected")
+    for ref in report.running:
+        say(f"{ref} is still running: it sends its own when it ends")
+    for ref, reason in report.left.items():
+        say(f"{ref} stays in {home / 'spool'}: {reason}")
+    if not (report.sent or report.running or report.left):
+        say(f"nothing to send: {home / 'spool'} is empty")
+    plain = {
+        "sent": report.sent,
+        "left": report.left,
+        "running": report.running,
+        "counts": dict(report.counts),
+        "refused": report.refused,
+    }
+    return {"schema": 1} | plain, ResourceError.exit_code if report.left else 0
 
 
 def _has_descriptor() -> bool:

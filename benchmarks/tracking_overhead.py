@@ -1,0 +1,138 @@
+"""What tracking costs: a comparison with MLflow and the same without it, in turns. Prints one JSON object.
+
+    python -m benchmarks.tracking_overhead [CONFIG] [--repeats 3] [--out overhead.json] [--markdown docs/performance.md]
+
+Each repeat runs CONFIG (default: quickstart) on two fresh homes, with `tracking.enabled: true` and `false`; which one
+comes first changes from repeat to repeat. The ratio of wall times carries all that tracking does to a run, and the
+machine's noise with it. Beside it stands what noise hardly touches: the seconds that the driver spent inside tracking
+calls (MLflow's import and the making of its database among them), while the workers went on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.fill_performance import fill
+from benchmarks.slopes import of_repeats
+
+GOAL = 0.03
+CALLS = ("__init__", "hear", "record_fields", "describe", "finish", "abandon")  # all that pipelines.compare calls
+PACKAGES = ("mlflow", "torch", "transformers", "trl")
+
+
+def child(config: str, home: Path, tracked: bool) -> dict[str, Any]:
+    """One comparison in this process, with a clock around every tracking call."""
+    from pipelines import tracked as tracking
+    from pipelines.compare import run_comparison
+    from workbench.config import load_config
+
+    spent = dict.fromkeys(CALLS, 0.0)
+    inside = [False]
+
+    def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def run(*arguments: Any, **named: Any) -> Any:
+            if inside[0]:
+                return call(*arguments, **named)
+            inside[0], start = True, time.perf_counter()
+            try:
+                return call(*arguments, **named)
+            finally:
+                inside[0] = False
+                spent[name] += time.perf_counter() - start
+
+        return run
+
+    for name in CALLS:
+        setattr(tracking.Tracking, name, timed(name, getattr(tracking.Tracking, name)))
+    comparison = load_config(config, [f"tracking.enabled={str(tracked).lower()}"])
+    start = time.perf_counter()
+    done = run_comparison(comparison, home=home)
+    wall_s = time.perf_counter() - start
+    return {
+        "wall_s": wall_s,
+        "driver_cpu_s": time.process_time(),
+        "tracking_s": spent | {"total": sum(spent.values())},
+        "exit_code": done.exit_code,
+        "mlflow_run": done.results.mlflow.run_id,
+    }
+
+
+def one(config: str, home: Path, tracked: bool) -> dict[str, Any]:
+    """`child` in a process of its own."""
+    words = [sys.executable, "-m", "benchmarks.tracking_overhead", config, "--child", str(home)]
+    words += ["--tracked"] if tracked else []
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    done = subprocess.run(words, stdout=subprocess.PIPE, env=environment, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    if tracked != (found["mlflow_run"] is not None):
+        sys.exit(f"tracking was to be {tracked}, but the run is {found['mlflow_run']}")
+    return found
+
+
+def measure(config: str, repeats: int, folder: Path) -> dict[str, Any]:
+    """All repeats and what they come to."""
+    load, runs = os.getloadavg()[0], []
+    for repeat in range(repeats):
+        pair: dict[str, Any] = {"with_first": repeat % 2 == 0}
+        for tracked in (True, False) if pair["with_first"] else (False, True):
+            name = "with" if tracked else "without"
+            pair[name] = one(config, folder / f"{repeat}-{name}", tracked)
+            print(f"{repeat} {name}: {pair[name]['wall_s']:.1f} s", file=sys.stderr, flush=True)
+        runs.append(pair)
+    wall = [pair["with"]["wall_s"] / pair["without"]["wall_s"] for pair in runs]
+    calls = [pair["with"]["tracking_s"]["total"] for pair in runs]
+    share = [spent / pair["with"]["wall_s"] for spent, pair in zip(calls, runs, strict=True)]
+    more = [pair["with"]["driver_cpu_s"] - pair["without"]["driver_cpu_s"] for pair in runs]
+    return {
+        "benchmark": "tracking_overhead",
+        "config": config,
+        "repeats": repeats,
+        "goal": GOAL,
+        "cores": len(os.sched_getaffinity(0)),
+        "load_before": round(load, 2),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "ratio_wall": of_repeats(wall, geometric=True),
+        "inside_calls_s": of_repeats(calls),
+        "inside_calls_share": of_repeats(share),
+        "driver_cpu_more_s": of_repeats(more),
+        "runs": runs,
+    }
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", nargs="?", default="quickstart")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--tracked", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child is not None:
+        print(json.dumps(child(options.config, options.child, options.tracked)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(options.config, options.repeats, Path(folder))
+    text = json.dumps(figures, indent=1)
+    print(text)
+    if options.out is not None:
+        options.out.write_text(text + "\n")
+    if options.markdown is not None:
+        fill(options.markdown, figures)
+
+
+if __name__ == "__main__":
+    main()
