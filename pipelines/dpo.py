@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from workbench import processes
 from workbench.data.subset import subset_rows
 from workbench.errors import IntegrityError
 from workbench.evaluation import numerics
@@ -68,6 +69,8 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     spec = TrainSpec.from_config(config, log.seed)
     coefficients = {"beta": config["beta"], "nll_coef": config["nll_coef"]}
     trained = train_dpo(policy, tokenizer, staged, order, spec, log, keep=kept, **coefficients)
+    if not processes.is_main():
+        return
     tokens = staged.tokens(order[: trained.steps * spec.batch_size])
     log.cost(tokens_trained=tokens, flops=operations_per_token(policy) * tokens)
 

@@ -138,7 +138,7 @@ def _reward_model(graph: Graph, shared: dict[str, str], name: str, run: int) -> 
         config |= {"template": block.template, "max_length": graph.origin.max_length}
     return graph.add(
         "reward_model", (name, f"seed={run}"), "pipelines.reward_model:run", config, inputs,
-        seed=derive(run, f"reward_model/{name}"), packages=trainer_packages(graph, TRAINING_PACKAGES),
+        seed=derive(run, f"reward_model/{name}"), packages=trainer_packages(graph, TRAINING_PACKAGES), trains=True,
     )  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def _dpo(graph: Graph, shared: dict[str, str], rewards: Mapping[str, str], label
     pairs = labeled_pairs(graph, shared, rewards, arm, run)
     policy = graph.add(
         "dpo", (label, f"seed={run}"), "pipelines.dpo:run", config, {"sft": shared["sft"]} | pairs,
-        seed=derive(run, "dpo"), packages=trainer_packages(graph, TRAINING_PACKAGES),
+        seed=derive(run, "dpo"), packages=trainer_packages(graph, TRAINING_PACKAGES), trains=True,
     )  # fmt: skip
     graph.arms[label, run] = {"policy": policy} | ({"relabeled": pairs["pairs"]} if arm.labels != GIVEN else {})
 
@@ -162,7 +162,7 @@ def _ppo(graph: Graph, shared: dict[str, str], rewards: Mapping[str, str], label
     policy = graph.add(
         "ppo", (label, f"seed={run}"), "pipelines.ppo:run", config,
         {"sft": shared["sft"], "prompts": shared["prompts"]} | reward,
-        seed=derive(run, "ppo"), packages=trainer_packages(graph, MODEL_PACKAGES),
+        seed=derive(run, "ppo"), packages=trainer_packages(graph, MODEL_PACKAGES), trains=True,
     )  # fmt: skip
     graph.arms[label, run] = {"policy": policy}
 
@@ -172,7 +172,7 @@ def _sister(graph: Graph, shared: dict[str, str], label: str, arm: RLOO | GRPO, 
     policy = graph.add(
         arm.kind, (label, f"seed={run}"), f"pipelines.{arm.kind}:run", config,
         {"sft": shared["sft"], "reward_model": reward, "prompts": shared["prompts"]},
-        seed=derive(run, arm.kind), packages=trainer_packages(graph, TRAINING_PACKAGES),
+        seed=derive(run, arm.kind), packages=trainer_packages(graph, TRAINING_PACKAGES), trains=True,
     )  # fmt: skip
     graph.arms[label, run] = {"policy": policy}
 
@@ -257,7 +257,7 @@ def _measure(graph: Graph, base: Mapping[str, str]) -> None:
         },
         # Arms are compared by the pairs behind their rewards only where nothing else differs.
         "reward_settings": {
-            name: model.model_dump(mode="json", exclude={"pairs", "checkpoint_every_steps"})
+            name: model.model_dump(mode="json", exclude={"pairs", "checkpoint_every_steps", "microbatch_size"})
             for name, model in comparison.reward_models.items()
             if any(one.pairs is not None for one in learners.values())
         },

@@ -48,13 +48,21 @@ class Graph:
         inline: bool = False,
         cosmetic: Mapping[str, Any] | None = None,
         accelerated: bool = True,
+        trains: bool = False,
     ) -> str:
-        """Adds a stage and returns its instance name, `name[tag,tag]`; `accelerated`: takes a GPU if there is one."""
+        """Adds a stage and returns its instance name, `name[tag,tag]`.
+
+        Args:
+            accelerated: It takes a GPU if there is one.
+            trains: Its work is shared by `resources.processes`.
+        """
         instance = f"{name}[{','.join(map(str, tags))}]" if tags else name
         shared = self.comparison.resources
+        processes = shared.processes if trains else 1
         resources = Resources(
             threads=shared.threads,
-            gpus=1 if self.origin.device == "cuda" and accelerated and not inline else 0,
+            processes=processes,
+            gpus=processes if self.origin.device == "cuda" and accelerated and not inline else 0,
             device=self.origin.device,
             dtype=self.origin.dtype,
         )
@@ -77,6 +85,7 @@ def tag(arm: Arm, arms: Mapping[str, Arm]) -> str:
         del settings["labels"], settings["labels_rule"]
     if settings.get("pairs", 0) is None:
         del settings["pairs"]
+    settings.pop("microbatch_size", None)
     for name in ("reward", "labels"):
         if settings.get(name) in arms:
             settings[name] = "implicit"

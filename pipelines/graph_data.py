@@ -153,6 +153,7 @@ def _sft(graph: Graph, model: str | External, prompts: str, packed_prompts: str,
         inputs,
         seed=derive(comparison.seeds.sft, "sft"),
         packages=TRAINING_PACKAGES,
+        trains=True,
     )
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench import objectives
+from workbench import objectives, processes
 from workbench.actor_critic import ActorCritic
 from workbench.batching import Batch, make_batch, microbatches
 from workbench.checkpoints import latest_checkpoint, save_checkpoint
@@ -177,14 +177,15 @@ class Trainer:
                 whole[rows, : answer.shape[1]] = answer
             else:
                 whole[rows] = answer
-        return whole
+        return processes.total(whole)
 
     def _draw(self, prompts: Sequence[Sequence[int]], seed: int) -> tuple[list[Sample], Batch]:
         head = self.models.values_of if self.models.shares_trunk else None
         with self.models.acting() as policy:
             samples = sample(
-                policy, prompts, self.decoding, pad_id=self.pad_id, batch_size=len(prompts), seed=seed, value_head=head
-            )
+                policy, prompts, self.decoding, pad_id=self.pad_id, batch_size=len(prompts), seed=seed,
+                value_head=head, dealt=processes.size() > 1,
+            )  # fmt: skip
         return samples, make_batch(prompts, [one.ids for one in samples], self.pad_id, self.policy.device)
 
     # ---- 2. Advantages: k1 in the reward, the terminal score inside the returns, whitened over the tokens that count.
@@ -254,7 +255,10 @@ class Trainer:
         for part in self._passes(lengths):
             seen, off = self._pass(rollout, found, rows[part].tolist(), tokens, train_policy=not warming_up)
             sums, widest = sums + seen, torch.maximum(widest, off)
+        sums, widest = processes.total(sums), processes.largest(widest)
         extra = [self._demonstrate(len(rows))] if config["sft_coef"] and not warming_up else []
+        processes.add_gradients([] if warming_up else self.models.policy_parameters)
+        processes.add_gradients(self.models.critic_parameters)
         norms = [
             torch.zeros_like(widest) if warming_up else self._clip(self.models.policy_parameters),
             self._clip(self.models.critic_parameters),
@@ -273,11 +277,15 @@ class Trainer:
         return stats
 
     def _passes(self, lengths: np.ndarray[Any, Any]) -> list[list[int]]:
-        return microbatches(
-            lengths.tolist(),
+        """Row numbers of each pass: of rows of about equal length, and of this process's share of them."""
+        sizes = lengths.tolist()
+        mine = processes.share(sorted(range(len(sizes)), key=lambda row: (-sizes[row], row)))
+        parts = microbatches(
+            [sizes[row] for row in mine],
             cost_of_pass=PASS_TOKENS[self.log.resources.device],
             max_tokens=self.config["microbatch_tokens"],
         )
+        return [[mine[at] for at in part] for part in parts]
 
     def _pass(
         self, rollout: Rollout, found: objectives.Advantages, rows: Sequence[int], tokens: int, *, train_policy: bool
@@ -337,7 +345,7 @@ class Trainer:
                 nll = -token_figures(policy, batch.rows(part)).logprobs.sum() / tokens
             (self.config["sft_coef"] * nll).backward()
             total += nll.detach()
-        return total
+        return processes.total(total)
 
     def _clip(self, parameters: Sequence[torch.nn.Parameter]) -> Tensor:
         return torch.nn.utils.clip_grad_norm_(parameters, self.config["max_grad_norm"])
@@ -450,7 +458,7 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     """
     trainer = Trainer(config, inputs, log)
     state, kept = trainer.state, log.work / "policies"
-    resumed = latest_checkpoint(log.work)
+    resumed = processes.from_main(lambda: latest_checkpoint(log.work))
     if resumed is not None:
         trainer.load(resumed[1])
         state = trainer.state
@@ -468,14 +476,14 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
             seen = trainer.report(rollout, found)
             trainer.guard(seen)
             suspect = False
-            if trainer.passed_on_grid(seen["seq_kl"]):
+            if trainer.passed_on_grid(seen["seq_kl"]) and processes.is_main():
                 keep_checkpoint(kept, state.update, trainer.save_policy)
             values = seen | trainer.optimize(rollout, found)
             suspect = True  # entropy and the sign of KL are of the policy that rolled out
             trainer.guard(values)
             check_kl_sign(values, state.update + 1)  # after the ratio check, which knows better what is wrong
         except DivergenceError as error:
-            if suspect:
+            if suspect and processes.is_main():
                 forget_checkpoint(kept, state.update)
             last = max((step for step, _ in kept_checkpoints(kept)), default=0)
             diverged = {"reason": error.message, "step": state.update + 1}
@@ -488,14 +496,17 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
         log.progress(state.update, config["updates"], f"score {values['score']:+.2f}, KL {values['seq_kl']:.1f}")
         last_one = state.update == config["updates"]
         due = state.update % config["checkpoint_every_updates"] == 0
-        if due or last_one:
+        if (due or last_one) and processes.is_main():
             keep_checkpoint(kept, state.update, trainer.save_policy)
-        stop = log.stop_requested() and not last_one
-        if (due or stop) and not last_one:
+        stop = processes.any_of(log.stop_requested()) and not last_one
+        if (due or stop) and not last_one and processes.is_main():
             save_checkpoint(log.work, state.update, trainer.save)
         if stop:
             raise StageInterrupted
 
+    processes.check_lockstep(trainer.models.state().values())
+    if not processes.is_main():
+        return
     placement, trust = Placement(dtype=log.resources.dtype), config["trust_remote_code"]
     keep_start(kept, read_policy_set(inputs["sft"]).folder(), trainer.tokenizer, placement, trust)
     listed = publish_checkpoints(kept, out, placement, trust)

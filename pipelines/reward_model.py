@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from workbench import processes
 from workbench.data.subset import subset_rows
 from workbench.errors import DataError, DivergenceError
 from workbench.evaluation import numerics
@@ -61,7 +62,7 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     reader, reading = None, {}
     if "base" in inputs:
         if reads_otherwise(own, tokenizer, config):
-            reader = make_reader(log.work / "reader", trunk, own, tokenizer, config)
+            reader = make_reader(log.scratch / "reader", trunk, own, tokenizer, config)
             reading = check_reading(reader, written_rows(pairs, pairs.split_rows("train")))
         check_room(context_of_folder(trunk), reading.get("growth", 1.0), config["max_length"], trunk)
     own_pad = int(own.pad_token_id if own.pad_token_id is not None else own.eos_token_id or 0)  # only fills
@@ -80,13 +81,15 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     order = [train[i] for i in training_order(len(train), config["epochs"], log.seed)]
     staged = StagedPairs(pairs, placement.device, values=read_targets(pairs.folder, len(pairs)))
     if reader is not None:
-        staged = reread(staged, pairs, reader, log.work / "pairs", placement.device)
+        staged = reread(staged, pairs, reader, log.scratch / "pairs", placement.device)
     trained = train_reward(model, own, staged, order, TrainSpec.from_config(config, log.seed), log)
+    if not processes.is_main():
+        return
     tokens = staged.tokens(order)
     log.cost(tokens_trained=tokens, flops=operations_per_token(model) * tokens)
     save_merged(model, own, last)
     if reader is not None:
-        copy_reader(log.work / "reader", last)
+        copy_reader(log.scratch / "reader", last)
     if lora is not None:  # what is measured from here on is the merged model, which everybody else will load
         save_adapter(model, REWARD, last / "adapter", head=model.score)
     if lora is not None or reader is not None:

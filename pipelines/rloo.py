@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from workbench import processes
 from workbench.online import OnlineArm
 from workbench.stage_log import StageLog
 
@@ -32,5 +33,7 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     kept = log.work / "policies"
     trained = train_rloo(arm, kept)
 
-    # ---- 3. Write.
+    # ---- 3. Write: the first process for all.
+    if not processes.is_main():
+        return
     arm.publish(kept, out, trained.diverged)

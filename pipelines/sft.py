@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from workbench import processes
 from workbench.errors import DataError
 from workbench.model_files import copy_model
 from workbench.models import (
@@ -81,6 +82,8 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     examples = config["steps"] * config["batch_size"]
     order = training_order(len(kept), examples / len(kept), log.seed)[:examples]
     train_sft(model, tokenizer, kept, order, spec, log)
+    if not processes.is_main():
+        return
     tokens = sum(len(kept[i]["prompt_ids"]) + len(kept[i]["response_ids"]) for i in order)
     log.cost(tokens_trained=tokens, flops=6.0 * parameter_count(model) * tokens)
 
@@ -89,7 +92,7 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     done = Checkpoint(name="last", path="checkpoints/last", step=config["steps"], tensors=trunk_digest(model))
     facts = {"sft_tensors": done.tensors, "started_from": start, "rows": len(kept), "adopted": False}
     write_policy_set(out, [done], facts=facts)
-    shutil.rmtree(log.work / "trainer", ignore_errors=True)
+    shutil.rmtree(log.scratch / "trainer", ignore_errors=True)
 
 
 def _corpus_rows(config: dict[str, Any], inputs: dict[str, Path], tokenizer: Any) -> list[dict[str, list[int]]]:

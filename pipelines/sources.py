@@ -22,7 +22,7 @@ from workbench.data.columns import LOOKED_AT, check_columns, rename
 from workbench.data.findings import Findings
 from workbench.data.layout import Layout, check_layout, held_out_layout
 from workbench.data.sources import load_hub, read_rows
-from workbench.device import check_compiler, device_kind
+from workbench.device import check_compiler, check_processes, device_kind
 from workbench.errors import ConfigError
 from workbench.lora_targets import check_targets, folder_layers, small_llama_layers
 from workbench.model_files import context_of_folder, hub_commit
@@ -77,6 +77,7 @@ def resolve_origin(comparison: Comparison, store: Store, *, tuning: bool = False
     """
     model, data = comparison.model, comparison.data
     device = device_kind(comparison.resources.device)
+    check_processes(comparison.resources.processes, device)
     for label, arm in comparison.arms.items():
         if isinstance(arm, PPO) and arm.compile:
             check_compiler(device, f"arms.{label}.compile")

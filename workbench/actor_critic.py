@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from workbench.lora import (
     POLICY,
     REWARD,
     Lora,
+    active_adapter,
     adapter_parameters,
     adapter_state,
     add_adapter,
@@ -95,9 +96,10 @@ class ActorCritic:
         if "critic_tensors" not in self.facts:  # a head on the policy's trunk, or adapters on the same base
             self.facts["critic_tensors"] = digest
         if config.get("gradient_checkpointing"):
+            told = {"use_reentrant": False, "context_fn": self._recomputing}
             for model in (self.policy, self._critic_trunk):
                 if model is not None:
-                    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=told)
         self._trunks: dict[str, Any] = {}
         if config["compile"]:
             self._trunks = {"policy": torch.compile(self.policy.base_model)}
@@ -244,6 +246,10 @@ class ActorCritic:
         """Activations are computed again in training mode alone; without dropout that is all that the mode changes."""
         if self.config.get("gradient_checkpointing"):
             model.train(torch.is_grad_enabled())
+
+    def _recomputing(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Around a layer's pass, and around the same pass in backward, when another adapter may be the active one."""
+        return nullcontext(), using(self.policy, active_adapter(self.policy))
 
     def values_of(self, states: Tensor) -> Tensor:
         """(N,) float32 values, in the score's units and centered as it is, of (N, H) states."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from workbench.config_arms_online import GRPO, RLOO
-from workbench.config_base import Count, Fraction, Label, Problem, Rate, Schedule, Section, refuse
+from workbench.config_base import Count, Fraction, Label, Microbatch, Problem, Rate, Schedule, Section, refuse
 
 _EXPLAIN_SCHEDULE = "Course of the learning rate after the warm-up."
 _EXPLAIN_WARMUP = "Fraction of the steps in which the learning rate rises."
@@ -28,6 +28,7 @@ class SFT(Section):
     examples: Count = Field(default=25600, description="Examples that the world's corpus holds; unused for chosen.")
     steps: Count = Field(default=400, description="Optimizer steps.")
     batch_size: Count = Field(default=64, description="Examples per step.")
+    microbatch_size: Microbatch = None
     learning_rate: Rate = Field(default=5e-3, description="Peak learning rate.")
     schedule: Schedule = Field(default="cosine", description=_EXPLAIN_SCHEDULE)
     warmup_fraction: Fraction = Field(default=0.0, description=_EXPLAIN_WARMUP)
@@ -64,6 +65,7 @@ class RewardModel(Section):
     )
     epochs: float = Field(default=3.0, ge=1, description="Passes over the training pairs; every pair is used.")
     batch_size: Count = Field(default=32, description="Pairs per step.")
+    microbatch_size: Microbatch = None
     learning_rate: Rate = Field(default=2e-3, description="Peak learning rate.")
     schedule: Schedule = Field(default="cosine", description=_EXPLAIN_SCHEDULE)
     warmup_fraction: Fraction = Field(default=0.0, description=_EXPLAIN_WARMUP)
@@ -203,6 +205,7 @@ class DPO(Section):
     beta: float = Field(default=0.1, gt=0, description="Strength of the pull to the reference; larger stays closer.")
     epochs: float = Field(default=2.0, ge=1, description="Passes over the training pairs; every pair is used.")
     batch_size: Count = Field(default=32, description="Pairs per step.")
+    microbatch_size: Microbatch = None
     learning_rate: Rate = Field(default=5e-4, description="Peak learning rate.")
     schedule: Schedule = Field(default="cosine", description=_EXPLAIN_SCHEDULE)
     warmup_fraction: Fraction = Field(default=0.1, description=_EXPLAIN_WARMUP)

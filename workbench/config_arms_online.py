@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from workbench.config_base import Count, Label, Problem, Rate, Schedule, Section, refuse
+from workbench.config_base import Count, Label, Microbatch, Problem, Rate, Schedule, Section, refuse
 
 
 class Online(Section):
@@ -24,6 +24,7 @@ class Online(Section):
     )
     epochs: Count = Field(default=1, description="Passes over each rollout batch.")
     minibatches: Count = Field(default=2, description="Optimizer steps per pass; divides batch_size.")
+    microbatch_size: Microbatch = None
     learning_rate: Rate = Field(default=2e-4, description="Peak learning rate.")
     schedule: Schedule = Field(default="linear", description="Course of the learning rate.")
     adam_eps: float = Field(default=1e-5, gt=0, description="Adam's epsilon.")

@@ -20,6 +20,16 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+# Not in a dump where it is not given: it moves memory, and the seeds that hang on an arm's settings must not move.
+Microbatch = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        exclude_if=lambda value: value is None,
+        description="Rows (examples, pairs, responses) of one forward and backward pass: gradients of a step's passes "
+        "are accumulated, for less memory and the same result; null: a step's rows at once.",
+    ),
+]
 
 Loc = tuple[str | int, ...]
 Problem = tuple[Loc, str]

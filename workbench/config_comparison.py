@@ -122,7 +122,7 @@ class Comparison(Section):
     @model_validator(mode="after")
     def _check(self) -> Comparison:
         refuse([*self._source_problems(), *self._arm_problems(), *self._judging_problems(), *self._tuning_problems()])
-        refuse(self._sampling_problems())
+        refuse([*self._sampling_problems(), *self._process_problems()])
         return self
 
     def _sampling_problems(self) -> list[Problem]:
@@ -134,6 +134,19 @@ class Comparison(Section):
         message = f"got '{server.model}', one policy, but {', '.join(others)} must be sampled by the same server; "
         message += "write {model} where it serves any folder, or give sampling.server.command"
         return [(("sampling", "server", "model"), message)]
+
+    def _process_problems(self) -> list[Problem]:
+        """Every process needs a row of every step."""
+        steps: dict[str, int] = {} if self.sft is None else {"sft": self.sft.batch_size}
+        steps |= {f"reward_models.{name}": one.batch_size for name, one in self.reward_models.items() if not one.path}
+        for label, arm in self.arms.items():
+            if not isinstance(arm, BestOfN):
+                steps[f"arms.{label}"] = arm.batch_size // (1 if isinstance(arm, DPO) else arm.minibatches)
+        place, rows = min(steps.items(), key=lambda one: one[1], default=("", self.resources.processes))
+        if rows >= self.resources.processes:
+            return []
+        message = f"got {self.resources.processes}, expected at most {rows}, the rows of a step of {place}"
+        return [(("resources", "processes"), f"{message}: the others would have nothing to do")]
 
     def _tuning_problems(self) -> list[Problem]:
         """What is tuned must be there, and its judge must not be the comparison's."""

@@ -216,6 +216,11 @@ class ResourcesConfig(Section):
     threads: Count = Field(
         default=1, description="CPU threads of each stage. Part of the results: last bits depend on it."
     )
+    processes: Count = Field(
+        default=1,
+        description="Processes that train together in each training stage, on this machine, with `threads` each and on "
+        "GPUs one GPU each. Part of the results: last bits depend on it.",
+    )
     workers: Count = Field(default=2, description="Stages that run side by side. No influence on results.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Kind of device; auto: cuda where there is one."

@@ -30,6 +30,30 @@ def device_kind(wanted: str) -> str:
     return wanted
 
 
+def visible_gpus() -> list[str]:
+    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES takes them; without opening one."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name.strip() for name in given.split(",") if name.strip()]
+    found = [*Path("/proc/driver/nvidia/gpus").glob("*")] or [*Path("/dev").glob("nvidia[0-9]*")]
+    return [str(number) for number in range(len(found))]
+
+
+def check_processes(processes: int, device: str) -> None:
+    """Refuses more processes than there are GPUs.
+
+    Raises:
+        ResourceError: Each process needs one of its own.
+    """
+    there = len(visible_gpus())
+    if device == "cuda" and processes > max(there, 1):
+        raise ResourceError(
+            f"got {processes} processes and {there} visible GPU{'' if there == 1 else 's'}, expected one GPU for each "
+            "process; lower resources.processes, or look at CUDA_VISIBLE_DEVICES",
+            where="resources.processes",
+        )
+
+
 def check_compiler(device: str, where: str) -> None:
     """Refuses torch.compile on a CPU without a C++ compiler, before anything runs.
 

@@ -232,7 +232,7 @@ class _Run:
         memory = sum(r.memory_bytes for r in running) + wants.memory_bytes
         return (
             len(running) < self.workers
-            and sum(r.threads for r in running) + wants.threads <= self.threads
+            and sum(r.threads * r.processes for r in [*running, wants]) <= self.threads
             and not (wants.gpus and any(r.gpus for r in running))
             and (wants.memory_bytes == 0 or memory <= _physical_memory_bytes())
         )

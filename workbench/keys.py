@@ -42,6 +42,7 @@ PLUMBING = frozenset(
         "workbench.stage_log",
         "workbench.checkpoints",
         "workbench.worker",
+        "workbench.ranks",
         "workbench.worker_pool",
         "workbench.build",
         "workbench.outcome",
@@ -216,6 +217,8 @@ def differences(material: Mapping[str, Any], earlier: StageRecord) -> str:
     for role in sorted(old["inputs"].keys() | new["inputs"].keys()):
         changes += _presence(f"input {role}", old["inputs"].get(role), new["inputs"].get(role), show=False)
     changes += [f"{n} {_short(old[n])} -> {_short(new[n])}" for n in ("device", "dtype", "threads") if new[n] != old[n]]
+    if (now := new.get("processes", 1)) != earlier.processes:
+        changes.append(f"processes {earlier.processes} -> {now}")
     for name in sorted(old["packages"].keys() | new["packages"].keys()):
         changes += _presence(f"package {name}", old["packages"].get(name), new["packages"].get(name), show=True)
     for name in sorted(old["modules"].keys() | new["modules"].keys()):

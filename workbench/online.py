@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench import processes
 from workbench.batching import make_batch
 from workbench.digests import prompt_set_digest
 from workbench.errors import IntegrityError
@@ -122,7 +123,7 @@ class OnlineArm:
         policy.eval()
         self.samples = sample(
             policy, prompts, self.decoding, pad_id=self.pad_id, batch_size=len(prompts),
-            seed=rollout_seed(self.log.seed, update),
+            seed=rollout_seed(self.log.seed, update), dealt=processes.size() > 1,
         )  # fmt: skip
         policy.train(training)
         return [one.ids for one in self.samples]
@@ -135,9 +136,11 @@ class OnlineArm:
         """
         if [list(ids) for ids in responses] != [one.ids for one in self.samples]:
             raise IntegrityError("the trainer hands back other response ids than were drawn: TRL has changed inside")
-        batch = make_batch(prompts, responses, self.pad_id, self.reward_model.device)
+        mine = processes.share(range(len(responses)))
+        own_prompts, own_responses = ([rows[i] for i in mine] for rows in (prompts, responses))
+        batch = make_batch(own_prompts, own_responses, self.pad_id, self.reward_model.device)
         with torch.no_grad():
-            raw = last_token_scores(self.reward_model, batch)
+            raw = processes.whole(last_token_scores(self.reward_model, batch), mine, len(responses))
         finished = torch.tensor([one.finish_reason == "stop" for one in self.samples], device=raw.device)
         self.scores = apply_eos_rule(raw - self.center, finished, self.config["eos_rule"], self.config["eos_penalty"])
         self._count(prompts)

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from workbench.batching import by_length, positions
+from workbench.dealt import DealtRows
 from workbench.errors import DivergenceError, ResourceError
 from workbench.types import FinishReason
 
@@ -66,6 +68,7 @@ def sample(
     value_head: Callable[[Tensor], Tensor] | None = None,
     cache: CacheKind = "dynamic",
     say: Callable[[str], None] | None = None,
+    dealt: bool = False,
 ) -> list[Sample]:
     """Draws one response per prompt row, in the order of `prompts`.
 
@@ -83,6 +86,7 @@ def sample(
         value_head: (B, H) -> (B,) on the last hidden state that each token is drawn from.
         cache: Where keys and values lie; `compiled` takes no value_head.
         say: Takes a line for people where a batch was halved.
+        dealt: All processes of the stage draw this together (`workbench.dealt`); then no batch is halved.
 
     Raises:
         DivergenceError: The model's probabilities are not finite.
@@ -105,7 +109,7 @@ def sample(
                 continue
             generator = torch.Generator(device=model.device).manual_seed(own_seed)
             picked = [prompts[row] for row in rows]
-            drawn = _unless_too_large(model, picked, decoding, pad_id, generator, value_head, states, cache)
+            drawn = _unless_too_large(model, dealt, picked, decoding, pad_id, generator, value_head, states, cache)
             if isinstance(drawn, str):
                 most = _halved(len(rows), drawn, say)
                 states.clear()
@@ -119,11 +123,13 @@ def sample(
     return [one for one in results if one is not None]
 
 
-def _unless_too_large(model: Any, *batch: Any) -> list[Sample] | str:
+def _unless_too_large(model: Any, dealt: bool, *batch: Any) -> list[Sample] | str:
     """The samples of a batch, or what the device said where it had no memory for them; then it is free again."""
     try:
-        return _sample_batch(model, *batch)
+        return _sample_batch(model, dealt, *batch)
     except torch.OutOfMemoryError as error:
+        if dealt:  # the others are in the midst of the same batch
+            raise
         told = str(error)
     if model.device.type == "cuda":  # behind `except`, whose traceback holds the tensors of the batch
         torch.cuda.empty_cache()
@@ -206,6 +212,7 @@ def _decoder(kind: CacheKind, model: Any, mask: Tensor, positions: Tensor, width
 
 def _sample_batch(
     model: Any,
+    dealt: bool,
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     pad_id: int,
@@ -232,7 +239,13 @@ def _sample_batch(
     active = torch.arange(rows, device=device)  # rows of the output that are still being written
     alive = torch.ones(rows, dtype=torch.bool, device=device)  # among `active`
 
-    decoder = _decoder(cache, model, mask, positions(mask), width)
+    decoder: _Decoder
+    if dealt:
+        made = partial(_decoder, cache, model, width=width)
+        read = states if value_head is not None else None
+        decoder = DealtRows(made, model, mask, positions(mask), read)
+    else:
+        decoder = _decoder(cache, model, mask, positions(mask), width)
     step_ids = input_ids
     for t in range(length):
         ids, logprobs = _draw(decoder.logits(step_ids, t), decoding, generator)

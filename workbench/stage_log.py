@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from workbench import fsio
+from workbench import fsio, ranks
 from workbench.stages import Resources
 from workbench.types import Cost
 
@@ -31,12 +31,16 @@ class StageLog:
 
     Args:
         work: Scratch of this key, kept over kills: checkpoints live here. The names out, metrics.jsonl, cost.jsonl,
-            log.txt and worker.lock are taken.
+            log.txt, worker.lock and ranks are taken.
         seed: The stage's seed.
         resources: What it may use.
         instance: Its name in the graph.
         send: Takes a message to the driver.
         stop: Set when the driver asks to stop.
+        rank: Of several processes that run the stage together; all but 0 say nothing, and count their CPU time alone.
+
+    Attributes:
+        scratch: Like `work`, but of this process alone.
     """
 
     def __init__(
@@ -48,32 +52,39 @@ class StageLog:
         instance: str,
         send: Callable[[tuple[Any, ...]], None],
         stop: threading.Event,
+        rank: int = 0,
     ) -> None:
         self.work = work
+        self.scratch = ranks.scratch(work, rank)
+        self.rank = rank
         self.seed = seed
         self.resources = resources
         self.instance = instance
         self._send = send
         self._stop = stop
         self._said: dict[str, float] = {}
-        self._meter = Meter(work / COST_FILE, gpus=resources.gpus if resources.device == "cuda" else 0)
-        _drop_torn_tail(work / METRICS_FILE)
+        gpus = resources.gpus if resources.device == "cuda" else 0  # of all processes: rank 0 counts for them
+        self._meter = Meter(work / COST_FILE, gpus=gpus, beside=rank > 0)
+        if rank == 0:
+            _drop_torn_tail(work / METRICS_FILE)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line to metrics.jsonl: {"step", "unix_s", "values"}, on the disk's side of a kill at once."""
+        self._meter.beat()
+        if self.rank:
+            return
         plain = {name: float(value) for name, value in values.items()}
         with fsio.disk_errors(f"Logging metrics of {self.instance}", self.work):
             fsio.append_json(
                 self.work / METRICS_FILE, {"step": int(step), "unix_s": round(time.time(), 3), "values": plain}
             )
-        self._meter.beat()
         if self._due("metrics", _METRICS_EVERY_S):
             self._send(("metrics",))
 
     def rewind(self, step: int) -> None:
         """On resume: drops what was logged after `step` (use -1 when starting over), so that no line comes twice."""
         path = self.work / METRICS_FILE
-        if not path.exists():
+        if self.rank or not path.exists():
             return
         kept = [row for row in read_metrics(path) if row["step"] <= step]
         with fsio.disk_errors(f"Rewinding metrics of {self.instance}", self.work):
@@ -82,18 +93,21 @@ class StageLog:
     def progress(self, done: int, total: int, note: str = "") -> None:
         """How far it is. Sent at most five times a second; the last one always."""
         self._meter.beat()
-        if done >= total or self._due("progress", _PROGRESS_EVERY_S):
+        if self.rank == 0 and (done >= total or self._due("progress", _PROGRESS_EVERY_S)):
             self._send(("progress", int(done), int(total), note))
 
     def say(self, message: str) -> None:
         """A line for people."""
-        self._send(("message", message))
+        if self.rank == 0:
+            self._send(("message", message))
 
     def cost(self, **counters: float) -> None:
         """Adds to flops, tokens_trained, tokens_generated or reward_queries; kept even if this attempt is killed."""
         unknown = counters.keys() - set(COUNTERS)
         if unknown:
             raise ValueError(f"unknown cost counters {sorted(unknown)}; expected some of {list(COUNTERS)}")
+        if self.rank:
+            return  # rank 0 counts the work of all
         with fsio.disk_errors(f"Logging cost of {self.instance}", self.work):
             self._meter.add(counters)
 
@@ -114,10 +128,17 @@ class StageLog:
 
 
 class Meter:
-    """Measures one attempt into cost.jsonl, about once a second: a killed attempt counts up to its last beat."""
+    """Measures one attempt into cost.jsonl, about once a second: a killed attempt counts up to its last beat.
 
-    def __init__(self, path: Path, *, gpus: int) -> None:
+    Args:
+        path: cost.jsonl.
+        gpus: Accelerators in use.
+        beside: Another process counts the same time by the clock.
+    """
+
+    def __init__(self, path: Path, *, gpus: int, beside: bool = False) -> None:
         self._path = path
+        self._beside = beside
         self._gpus = gpus
         self._attempt = f"{os.getpid()}-{time.time_ns()}"
         self._wall = time.monotonic()
@@ -138,9 +159,9 @@ class Meter:
         wall_s = now - self._wall
         row = {
             "attempt": self._attempt,
-            "wall_s": round(wall_s, 4),
+            "wall_s": 0.0 if self._beside else round(wall_s, 4),
             "cpu_s": round(_cpu_s() - self._cpu, 4),
-            "gpu_s": round(wall_s * self._gpus, 4),
+            "gpu_s": 0.0 if self._beside else round(wall_s * self._gpus, 4),
             "peak_memory_bytes": _peak_memory_bytes(cuda=self._gpus > 0),
         }
         fsio.append_json(self._path, row)

@@ -21,8 +21,10 @@ class Resources:
     """What a stage may use. From the config, never from what happens to run beside it.
 
     Args:
-        threads: Compute threads; in the key, because one and two threads give different last bits.
-        gpus: Accelerators; stages that use one run one at a time.
+        threads: Compute threads of each process; in the key, because one and two threads give different last bits.
+        processes: Processes that share the stage's work (`workbench.ranks`); in the key where there are several, for
+            the same reason.
+        gpus: Accelerators, one for each process; stages that use one run one at a time.
         memory_bytes: Expected peak; stages run side by side while the sum fits. 0: unknown.
         disk_bytes: Expected output and checkpoints, asked for before the stage starts. 0: a floor of 200 MB.
         device: Device kind, "cpu" or "cuda"; in the key.
@@ -30,6 +32,7 @@ class Resources:
     """
 
     threads: int = 1
+    processes: int = 1
     gpus: int = 0
     memory_bytes: int = 0
     disk_bytes: int = 0
@@ -168,6 +171,8 @@ def key_material(stage: Stage, inputs: Mapping[str, str]) -> dict[str, Any]:
         "packages": keys.package_versions(stage.packages),
         "modules": keys.module_hashes(stage.function),
     }
+    if stage.resources.processes > 1:  # absent otherwise, as in keys from before there were several
+        material["processes"] = stage.resources.processes
     plain: dict[str, Any] = json.loads(fsio.canonical_json(material))
     return plain
 

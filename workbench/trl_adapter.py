@@ -23,12 +23,13 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as TextCollator
 
-from workbench import objectives
+from workbench import objectives, processes
 from workbench.checkpoints import latest_checkpoint, save_checkpoint
 from workbench.errors import DivergenceError, StageInterrupted
 from workbench.lora import adapters
 from workbench.lora_files import load_trained, save_merged, save_trained
 from workbench.models import check_finite
+from workbench.passes import Passes, Shares
 from workbench.policy_set import keep_checkpoint, kept_checkpoints
 from workbench.stage_log import StageLog
 from workbench.staged import Batches, PairBatches, RewardBatches, StagedPairs
@@ -71,6 +72,7 @@ class TrainSpec:
     seed: int
     checkpoint_at_steps: Sequence[int] = ()  # a policy is kept there too
     gradient_checkpointing: bool = False
+    microbatch_size: int | None = None  # rows of a forward and backward pass; None: the step's
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], seed: int) -> TrainSpec:
@@ -81,6 +83,7 @@ class TrainSpec:
             checkpoint_every_steps=config["checkpoint_every_steps"],
             checkpoint_at_steps=config.get("checkpoint_at_steps", ()),
             gradient_checkpointing=config.get("gradient_checkpointing", False),
+            microbatch_size=config.get("microbatch_size"),
             seed=seed,
         )
 
@@ -217,7 +220,7 @@ def _common(spec: TrainSpec, log: StageLog, rows: int, *, staged: bool = False) 
     on_cpu = log.resources.device == "cpu"
     steps = math.ceil(rows / spec.batch_size)
     return {
-        "output_dir": str(log.work / "trainer"),
+        "output_dir": str(log.scratch / "trainer"),
         "per_device_train_batch_size": spec.batch_size,
         "num_train_epochs": 1,
         "learning_rate": spec.learning_rate,
@@ -243,7 +246,7 @@ def _common(spec: TrainSpec, log: StageLog, rows: int, *, staged: bool = False) 
     }
 
 
-class _Exact:
+class _Exact(Passes):
     """Mixin: explicit order, atomic checkpoints of our own, stop at the first non-finite number."""
 
     work: Path
@@ -255,7 +258,7 @@ class _Exact:
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)  # type: ignore[attr-defined]
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        loss = super().training_step(*args, **kwargs)
         if not bool(torch.isfinite(loss)):
             raise DivergenceError(f"the loss is {float(loss)} at step {self.state.global_step + 1}")
         return loss
@@ -269,14 +272,14 @@ class _Exact:
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         kept = Path(resume_from_checkpoint) / _TRAINED
         if kept.exists():
-            load_trained(self.model, kept)  # type: ignore[attr-defined]
+            load_trained(self.model, kept)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         def write(folder: Path) -> None:
-            if adapters(self.model):  # type: ignore[attr-defined]
-                save_trained(self.model, folder / _TRAINED)  # type: ignore[attr-defined]
+            if adapters(self.model):
+                save_trained(self.model, folder / _TRAINED)
             else:
                 self.save_model(str(folder), _internal_call=True)  # type: ignore[attr-defined]
             self._save_optimizer_and_scheduler(str(folder))  # type: ignore[attr-defined]
@@ -285,28 +288,42 @@ class _Exact:
             if self.batches is not None:
                 (folder / "consumed.json").write_text(json.dumps(sorted(self.batches.seen)))
 
-        save_checkpoint(self.work, self.state.global_step, write)
+        if processes.is_main():
+            save_checkpoint(self.work, self.state.global_step, write)
 
 
 class _SFT(_Exact, SFTTrainer):  # type: ignore[misc]
-    pass
+    def shares_of(self, part: Mapping[str, Any], step: Mapping[str, Any]) -> Shares:
+        tokens = float((part["labels"] != -100).sum() / (step["labels"] != -100).sum())
+        return Shares(loss=1.0, metrics=tokens)  # the loss is divided by the step's tokens already
 
 
 class _Reward(_Exact, RewardTrainer):  # type: ignore[misc]
+    sequences_per_row = 2
+
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **options: Any) -> Any:
+    def loss_of(self, model: Any, inputs: Any, return_outputs: bool = False, **options: Any) -> Any:
         margin, target = inputs.pop("margin", None), inputs.pop("target", None)
         if margin is None and target is None:
-            return super().compute_loss(model, inputs, return_outputs, **options)
-        _, outputs = super().compute_loss(model, inputs, True, **options)  # for its metrics; the loss is ours
+            return super().loss_of(model, inputs, return_outputs, **options)
+        _, outputs = super().loss_of(model, inputs, True, **options)  # for its metrics; the loss is ours
         chosen, rejected = outputs.logits.squeeze(-1).float().chunk(2)
         loss = objectives.bradley_terry_loss(chosen, rejected, margin, target)
         return (loss, outputs) if return_outputs else loss
 
 
 class _DPO(_Exact, DPOTrainer):  # type: ignore[misc]
+    sequences_per_row = 2
+    loss_weights: list[float]
+
+    def shares_of(self, part: Mapping[str, Any], step: Mapping[str, Any]) -> Shares:
+        chosen = float(_chosen_tokens(part).sum() / _chosen_tokens(step).sum())
+        tokens = float(part["completion_mask"].sum() / step["completion_mask"].sum())
+        named = {"nll": chosen, "entropy": tokens, "mean_token_accuracy": tokens}
+        return super().shares_of(part, step)._replace(named=named)
+
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
 
@@ -315,13 +332,18 @@ class _DPO(_Exact, DPOTrainer):  # type: ignore[misc]
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
         margin, target = inputs.pop("margin", None), inputs.pop("target", None)
-        if margin is None and target is None:
-            loss = super()._compute_loss(model, inputs, return_outputs)
-        else:
-            loss = self._labeled_loss(model, inputs, return_outputs, margin, target)
+        whole = self.loss_weights
+        if "sft" in self.loss_types:  # a mean over tokens beside one over rows: of another share of the step
+            self.loss_weights = [1.0, whole[1] * self.shares.named.get("nll", 1.0) / self.shares.loss]
+        try:
+            if margin is None and target is None:
+                loss = super()._compute_loss(model, inputs, return_outputs)
+            else:
+                loss = self._labeled_loss(model, inputs, return_outputs, margin, target)
+        finally:
+            self.loss_weights = whole
         if "sft" in self.loss_types:  # which the trainer does not log
-            chosen, _ = inputs["completion_mask"][:, 1:].sum(1).chunk(2)
-            tokens = float(self.accelerator.gather(chosen).float().mean())
+            tokens = float(_chosen_tokens(inputs).float().mean())
             metrics = self._metrics["train" if self.model.training else "eval"]
             metrics["nll"].append(-metrics["logps/chosen"][-1] / tokens)
         return loss
@@ -347,6 +369,12 @@ class _DPO(_Exact, DPOTrainer):  # type: ignore[misc]
         return objectives.dpo_nll_loss(chosen, kept, *others, coefficient, margin, target)
 
 
+def _chosen_tokens(inputs: Mapping[str, Any]) -> torch.Tensor:
+    """(B,) response tokens of the chosen side."""
+    chosen: torch.Tensor = inputs["completion_mask"][:, 1:].sum(1).chunk(2)[0]
+    return chosen
+
+
 class _Watch(TrainerCallback):  # type: ignore[misc]
     """Sends metrics and progress to the stage log, asks for checkpoints, and stops when the driver says so."""
 
@@ -362,7 +390,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         due = step % self.spec.checkpoint_every_steps == 0
         if self.keep is not None and (due or last or step in self.spec.checkpoint_at_steps):
             self.keep(step)
-        self.stopped = self.log.stop_requested() and not last
+        self.stopped = processes.any_of(self.log.stop_requested()) and not last
         if (due or self.stopped) and not last:
             control.should_save = True
         if self.stopped:
@@ -376,18 +404,19 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 
 
 def _run(trainer: Any, spec: TrainSpec, log: StageLog, *, collator: Batches | None, keep: Path | None) -> Trained:
-    trainer.work, trainer.batches = log.work, collator
+    trainer.work, trainer.batches, trainer.microbatch_size = log.work, collator, spec.microbatch_size
 
     def keep_policy(step: int) -> None:
         assert keep is not None
         # Not trainer.save_model: its training_args.bin is a pickle that holds paths and would enter the digest.
         model = trainer.accelerator.unwrap_model(trainer.model)
-        keep_checkpoint(keep, step, lambda folder: save_merged(model, trainer.processing_class, folder))
+        if processes.is_main():
+            keep_checkpoint(keep, step, lambda folder: save_merged(model, trainer.processing_class, folder))
 
     watch = _Watch(spec, log, keep_policy if keep is not None else None)
     trainer.add_callback(watch)
     trainer.remove_callback(PrinterCallback)  # metrics go to the stage log, not to stdout
-    resume = latest_checkpoint(log.work)
+    resume = processes.from_main(lambda: latest_checkpoint(log.work))
     log.rewind(resume[0] if resume is not None else -1)
     if resume is not None:
         watch.good = resume[0]
@@ -404,6 +433,7 @@ def _run(trainer: Any, spec: TrainSpec, log: StageLog, *, collator: Batches | No
             collator.seen.update(trainer.train_dataset["row"])
     if watch.stopped:
         raise StageInterrupted
+    processes.check_lockstep(one for one in trainer.model.parameters() if one.requires_grad)
     return Trained(
         steps=int(trainer.state.global_step),
         consumed=collator.pairs.ids_digest(collator.seen) if collator is not None else None,

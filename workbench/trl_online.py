@@ -27,13 +27,14 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from workbench import objectives
+from workbench import objectives, processes
 from workbench.batching import Batch, make_batch
 from workbench.checkpoints import latest_checkpoint
 from workbench.errors import DivergenceError, StageInterrupted
 from workbench.lora_files import save_merged
 from workbench.models import check_finite
 from workbench.online import OnlineArm
+from workbench.passes import Shares
 from workbench.policy_set import forget_checkpoint, keep_checkpoint
 from workbench.rollouts import check_ratio
 from workbench.scoring import token_figures
@@ -104,6 +105,7 @@ def _arguments(arm: OnlineArm) -> dict[str, Any]:
         checkpoint_every_steps=config["checkpoint_every_updates"] * arm.steps_per_update,
         seed=arm.log.seed,
         gradient_checkpointing=config.get("gradient_checkpointing", False),
+        microbatch_size=config.get("microbatch_size"),
     )
     return _common(spec, arm.log, config["updates"] * arm.steps_per_update * rows) | {
         "logging_steps": arm.steps_per_update,
@@ -146,7 +148,7 @@ class _Online(_Exact):
     def note(self, values: Mapping[str, float]) -> None:
         """Adds to what TRL averages over the update and logs."""
         for name, value in values.items():
-            self._metrics["train"][_OURS + name].append(value)  # type: ignore[attr-defined]
+            self._metrics["train"][_OURS + name].append(value)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
         # Past _Exact's: the trainer's own repeats each prompt of our order within a group and over minibatches.
@@ -157,7 +159,7 @@ class _Online(_Exact):
         return [list(self.arm.prompts[int(row)]) for row in prompts], None, {}
 
     def _draw(self, prompt_ids: list[list[int]]) -> list[list[int]]:
-        policy = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
+        policy = self.accelerator.unwrap_model(self.model)
         return self.arm.roll_out(policy, prompt_ids, self.state.global_step // self.arm.steps_per_update)
 
     def _get_per_token_logps_and_entropies(
@@ -170,21 +172,35 @@ class _Online(_Exact):
         compute_entropy: bool = False,
         **_: Any,
     ) -> tuple[Tensor, Tensor | None, None]:
-        logprobs, entropies = [], []
-        for start in range(0, len(input_ids), batch_size or len(input_ids)):
-            rows = slice(start, start + (batch_size or len(input_ids)))
-            batch = as_batch(input_ids[rows], attention_mask[rows], logits_to_keep, self.arm.pad_id)
-            with self.accelerator.autocast():  # type: ignore[attr-defined]
-                figures = token_figures(model, batch, self.arm.config["temperature"], with_entropy=compute_entropy)
-            logprobs.append(_widened(batch.spread(figures.logprobs), logits_to_keep))
-            if figures.entropy is not None:
-                entropies.append(_widened(batch.spread(figures.entropy), logits_to_keep))
-        found = torch.cat(logprobs)
+        count = len(input_ids)
+        dealt = processes.size() > 1 and not torch.is_grad_enabled()  # rows of a step are dealt before they come here
+        mine = processes.share(range(count)) if dealt else list(range(count))
+        parts = [mine[at : at + (batch_size or count)] for at in range(0, len(mine), batch_size or count)]
+        given = (logits_to_keep, compute_entropy)
+        figures = torch.cat([self._pass(model, input_ids[rows], attention_mask[rows], *given) for rows in parts])
+        if dealt:
+            figures = processes.whole(figures, mine, count)
+        found = figures[:, 0]
         if model is self.arm.reference:
             self._ref_logprobs = found
         else:
             self._logprobs = found.detach()
-        return found, torch.cat(entropies) if compute_entropy else None, None
+        return found, figures[:, 1] if compute_entropy else None, None
+
+    def _pass(self, model: Any, ids: Tensor, mask: Tensor, length: int, with_entropy: bool) -> Tensor:
+        """(B, 1 or 2, R) log-probabilities of some rows and their entropies, 0 outside the mask."""
+        batch = as_batch(ids, mask, length, self.arm.pad_id)
+        with self.accelerator.autocast():
+            figures = token_figures(model, batch, self.arm.config["temperature"], with_entropy=with_entropy)
+        found = [figures.logprobs] if figures.entropy is None else [figures.logprobs, figures.entropy]
+        return torch.stack([_widened(batch.spread(one), length) for one in found], dim=1)
+
+    def shares_of(self, part: Mapping[str, Any], step: Mapping[str, Any]) -> Shares:
+        tokens = float(part["completion_mask"].sum() / step["completion_mask"].sum())
+        rows = self.rows_of(part) / self.rows_of(step)
+        # TRL divides GRPO's `dapo` loss by the tokens of the whole rollout, all others by the rows that they see.
+        loss = 1.0 if self.arm.config.get("loss") == "dapo" else rows
+        return Shares(loss, tokens, {_OURS + "policy_loss": loss})
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         self._ref_logprobs = torch.zeros(0)
@@ -275,7 +291,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         due = update % arm.config["checkpoint_every_updates"] == 0
         if due or last:
             self.keep(update)
-        self.stopped = arm.log.stop_requested() and not last
+        self.stopped = processes.any_of(arm.log.stop_requested()) and not last
         if (due or self.stopped) and not last:
             control.should_save = True
         if self.stopped:
@@ -291,25 +307,27 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 
 
 def _run(trainer: Any, arm: OnlineArm, kept: Path) -> OnlineTrained:
-    trainer.arm, trainer.work = arm, arm.log.work
+    trainer.arm, trainer.work, trainer.microbatch_size = arm, arm.log.work, arm.config.get("microbatch_size")
     trainer.beta, trainer.ref_model = arm.config["kl_coef"], arm.reference
 
     def keep_policy(update: int) -> None:
         model = trainer.accelerator.unwrap_model(trainer.model)
-        keep_checkpoint(kept, update, lambda folder: save_merged(model, arm.tokenizer, folder))
+        if processes.is_main():
+            keep_checkpoint(kept, update, lambda folder: save_merged(model, arm.tokenizer, folder))
 
     watch = _Watch(arm, keep_policy)
     trainer.add_callback(watch)
     trainer.remove_callback(PrinterCallback)  # metrics go to the stage log, not to stdout
-    resume = latest_checkpoint(arm.log.work)
+    resume = processes.from_main(lambda: latest_checkpoint(arm.log.work))
     arm.log.rewind(resume[0] // arm.steps_per_update if resume is not None else -1)
     try:
         trainer.train(resume_from_checkpoint=str(resume[1]) if resume is not None else None)
     except DivergenceError as error:
-        if not arm.measured:
+        if not arm.measured and processes.is_main():
             forget_checkpoint(kept, arm.update)  # the policy that was just rolled out is the bad one
         arm.log.say(f"{arm.log.instance}: {error.message}; the last good checkpoint is kept")
         return OnlineTrained(diverged={"reason": error.message, "step": arm.update + 1})
     if watch.stopped:
         raise StageInterrupted
+    processes.check_lockstep(one for one in trainer.model.parameters() if one.requires_grad)
     return OnlineTrained()

@@ -183,3 +183,4 @@ class StageRecord:
     finished_unix_s: float
     modules: Mapping[str, str] = field(default_factory=dict)  # module -> hash of its syntax tree
     mlflow_run_id: str | None = None
+    processes: int = 1

@@ -20,15 +20,17 @@ from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from workbench import errors, fsio, keys
+from workbench import errors, fsio, keys, ranks
+from workbench.device import visible_gpus
 from workbench.errors import ConfigError, ResourceError, StageInterrupted, WorkbenchError
 from workbench.locks import FileLock
 from workbench.stage_log import StageLog
 from workbench.stages import Resources, StageFailedError
 
 ORPHAN_WAIT_S = 20.0
+PEER_GRACE_S = 10.0  # for a stage to notice by itself that another of its processes failed
 _Send = Callable[[tuple[Any, ...]], None]
 
 
@@ -163,8 +165,8 @@ def main(connection: Connection, job: Job) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what Ctrl-C means
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    threading.Thread(target=_listen, args=(connection, stop), daemon=True).start()
     sending = threading.Lock()
+    others: ranks.Ranks | None = None
 
     def send(message: tuple[Any, ...]) -> None:
         try:
@@ -176,6 +178,14 @@ def main(connection: Connection, job: Job) -> None:
     try:
         job.work.mkdir(parents=True, exist_ok=True)
         _redirect_output(job.work / "log.txt")
+        if job.resources.processes > 1:  # before there is a thread that a fork would lose
+            rank, others = ranks.fork(job.work, job.resources.processes)
+            if others is None:
+                connection.close()
+                _assist(job, rank, stop)
+        threading.Thread(target=_listen, args=(connection, stop), daemon=True).start()
+        if others is not None:
+            others.watch(lambda found: _end_with(found, job, send), PEER_GRACE_S)
         _prepare(job, send)
         attempt(job, send, stop)
         result: tuple[Any, ...] = ("done",)
@@ -184,9 +194,60 @@ def main(connection: Connection, job: Job) -> None:
     except BaseException as error:
         traceback.print_exc()
         result = _wire(error, job)
+        # All that went wrong here may be that another process is gone: its story is the one to tell.
+        if others is not None and not isinstance(error, WorkbenchError) and (found := others.fallen(wait_s=3.0)):
+            result = _of_fallen(found, job)
+    if others is not None:
+        others.end()
     sys.stdout.flush()
     sys.stderr.flush()
     send(result)
+
+
+def _assist(job: Job, rank: int, stop: threading.Event) -> NoReturn:
+    """Body of the other processes of a stage: the same function, with a log that is silent."""
+    code = 1
+    try:
+        _prepare(job, lambda message: None, rank)
+        function, out = _load(job), ranks.scratch(job.work, rank) / "out"
+        out.mkdir()
+        log = StageLog(
+            work=job.work, seed=job.seed, resources=job.resources, instance=job.instance,
+            send=lambda message: None, stop=stop, rank=rank,
+        )  # fmt: skip
+        try:
+            function(dict(job.config), dict(job.inputs), out, log)
+        finally:
+            log.close()
+        code = 0
+    except StageInterrupted:
+        code = 0
+    except BaseException as error:
+        traceback.print_exc()
+        ranks.leave_word(job.work, rank, _wire(error, job))
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _end_with(found: ranks.Fallen, job: Job, send: _Send) -> None:
+    send(_of_fallen(found, job))
+    _die()
+
+
+def _of_fallen(found: ranks.Fallen, job: Job) -> tuple[Any, ...]:
+    """The last message of a stage of which one process failed."""
+    who = f"process {found.rank + 1} of {job.resources.processes} of {job.instance}"
+    if found.message is not None:
+        _, kind, text, where, trace = found.message
+        return ("error", kind, f"{text} (in {who})", where, trace)
+    if found.signal_number == signal.SIGKILL:
+        told = f"{who} was killed (SIGKILL), most likely by the system because memory ran out"
+        return ("error", "ResourceError", out_of_memory_advice(told), None, "")
+    number = found.signal_number
+    how = f"exit code {found.code}" if number is None else f"signal {signal.Signals(number).name}"
+    return ("error", "ResourceError", f"{who} ended with {how}; its output is in {job.work / 'log.txt'}.", None, "")
 
 
 def _listen(connection: Connection, stop: threading.Event) -> None:
@@ -229,9 +290,12 @@ def thread_environment(threads: int) -> dict[str, str]:
     }
 
 
-def _prepare(job: Job, send: _Send) -> None:
-    """Threads, seeds and determinism, before the stage's code runs."""
+def _prepare(job: Job, send: _Send, rank: int = 0) -> None:
+    """Threads, seeds, determinism and the device, before the stage's code runs."""
     os.environ.update(thread_environment(job.resources.threads))
+    if job.resources.device == "cuda" and (gpus := visible_gpus()):
+        # One each: transformers' trainers would spread a batch over all that a process sees, in a way of their own.
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[rank % len(gpus)]
     random.seed(job.seed)
     if "torch" in job.packages:
         importlib.import_module("torch")
@@ -248,6 +312,9 @@ def _prepare(job: Job, send: _Send) -> None:
         # Filling every new tensor is meant for finding bugs; it costs time and decides nothing here.
         torch.utils.deterministic.fill_uninitialized_memory = False
         _report_nondeterminism(send)
+    if job.resources.processes > 1:
+        meet = importlib.import_module("workbench.processes").join
+        meet(rank, job.resources.processes, ranks.rendezvous(job.work), job.resources.device)
 
 
 def _report_nondeterminism(send: _Send) -> None:
