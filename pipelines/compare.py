@@ -87,7 +87,7 @@ def run_comparison(
     # ---- 2. Run the misses; the driver alone talks to MLflow, whose imports take as long as the workers'.
     warm_up(list(graph.stages.values()), store)
     with ExitStack() as stack:
-        tracking = Tracking(comparison, home, graph, built, warn)
+        tracking = Tracking(comparison, home, graph, built, warn, tuned=tuned is not None)
         stack.callback(tracking.abandon)
 
         def attempt(on_event: OnEvent) -> Outcome:
@@ -137,7 +137,7 @@ def run_comparison(
             figures, pages = report(results, folder)
 
         # ---- 4. Log what people look at.
-        tracking.finish(results, figures, [path, *pages, *tables])
+        tracking.finish(results, figures, [path, *pages, *tables], folder / "samples.jsonl.gz")
     return Finished(results=results, path=path, figures=tuple(figures), exit_code=exit_code(results))
 
 

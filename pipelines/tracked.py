@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from workbench.config import Comparison
 from workbench.outcome import Event
 from workbench.results import Results
 from workbench.stages import Stage
+from workbench.tracking_samples import Told
+from workbench.types import StageRecord
 
 
 class Tracking:
@@ -19,6 +22,7 @@ class Tracking:
 
     Args:
         built: Stages of this comparison that were built before tracking opened; they get their run from the record.
+        tuned: The arms' settings come from a tuning.
     """
 
     def __init__(
@@ -28,11 +32,15 @@ class Tracking:
         graph: Graph,
         built: Mapping[str, str],
         warn: Callable[[str], None] | None,
+        *,
+        tuned: bool = False,
     ) -> None:
         from workbench.tracking import Tracker
 
         self.graph, self.built, self.finished = graph, built, False
         self.run_ids: dict[str, str | None] = {}
+        self.records: dict[str, StageRecord] = {}
+        self.shared = provenance(comparison, graph, tuned=tuned)
         if not comparison.tracking.enabled:
             self.tracker = Tracker.disabled(comparison.name)
             return
@@ -41,7 +49,7 @@ class Tracking:
             home,
             comparison.name,
             comparison.model_dump(mode="json"),
-            {"workbench.config_digest": comparison.digest(), "device": graph.origin.device},
+            self.shared | {"kind": "comparison", "seeds": ",".join(map(str, comparison.seeds.runs))},
             warn=warn or (lambda line: print(line, file=sys.stderr)),
         )
 
@@ -49,10 +57,12 @@ class Tracking:
         """Takes one event of the executor."""
         stage = self.graph.stages[event.instance]
         if event.kind == "started":
-            self.run_ids[event.instance] = self.tracker.stage_started(event.instance, stage.name, stage.config)
+            tags = self.shared | stage_tags(event.instance, self.graph.comparison)
+            self.run_ids[event.instance] = self.tracker.stage_started(event.instance, stage.name, stage.config, tags)
         elif event.kind == "metrics" and event.path is not None:
             self.tracker.stage_metrics(event.instance, event.path)
         elif event.kind == "finished" and event.artifact is not None:
+            self.records[event.instance] = event.artifact.record
             if event.cached and event.instance not in self.built:
                 self.tracker.stage_reused(event.artifact.record)
             else:
@@ -60,6 +70,7 @@ class Tracking:
         elif event.kind in ("failed", "interrupted"):
             status = "FAILED" if event.kind == "failed" else "KILLED"
             self.tracker.stage_failed(event.instance, event.message or event.kind, event.path, status=status)
+        self.tracker.system()
 
     def record_fields(self, stage: Stage) -> dict[str, Any]:
         """The run that makes an artifact, for its record."""
@@ -69,15 +80,93 @@ class Tracking:
         """The `mlflow` block of results.json."""
         return self.tracker.describe()
 
-    def finish(self, results: Results, figures: list[Path], files: list[Path]) -> None:
-        """Ends the parent run with headline metrics, certificate, figures and files."""
-        from workbench.report.summary import note
+    def finish(self, results: Results, figures: Sequence[Path], files: Sequence[Path], samples: Path) -> None:
+        """Gives every arm its run with its responses, and ends the parent with headline metrics, figures and files."""
+        if not self.graph.comparison.tracking.enabled:
+            return
+        from workbench import tracking_arms as arms
+        from workbench import tracking_samples as texts
+        from workbench import tracking_views as views
+        from workbench.report.mlflow_pages import arm_page, comparison_page
+        from workbench.report.samples import first_seed
+        from workbench.tracking import now_ms
 
-        plain = results.model_dump(mode="json", by_alias=True)
-        self.tracker.finish(plain, figures, files, note=note(plain))
+        plain, ref = results.model_dump(mode="json", by_alias=True), self.tracker.ref
+        told = texts.tell(first_seed(samples))
+        links = [("arms side by side", views.view_link(ref)), ("their responses", arms.arms_evaluation(ref))]
+        back = [("the comparison", arms.run_page(ref)), *links]
+        points = {label: arms.arm_points(plain, label, now_ms()) for label in plain["arms"]}
+        self.tracker.save_view(key for some in points.values() for key, *_ in some)
+        for label in plain["arms"]:
+            run = self.tracker.beside(
+                label,
+                self.shared | arms.arm_tags(plain, label),
+                points[label],
+                note=arm_page(plain, label, back),
+                params=self._settings(label),
+                datasets=self._datasets("packed_prompts", "evaluation"),
+                tables={"responses.json": texts.arm_table(told, label)},
+            )
+            self.tracker.traces(run, list(texts.traces(told, label, ref, self.graph.comparison.tracking.traces)))
+        for name in texts.SETS:
+            self._set(name, told)
+        datasets = [*self._datasets("packed_pairs", "training"), *self._datasets("packed_prompts", "evaluation")]
+        self.tracker.finish(plain, figures, files, note=comparison_page(plain, links), datasets=datasets)
         self.finished = True
+
+    def _set(self, name: str, told: Told) -> None:
+        """A set of suspicious responses as a run of its own; traces of the arms stand in it, too."""
+        from workbench import tracking_samples as texts
+
+        rows = texts.set_rows(told, name)
+        if not rows:
+            return
+        run = self.tracker.beside(
+            name.replace("_", " "),
+            self.shared | {"kind": "set", "set": name},
+            note=texts.SETS[name][1],
+            tables={f"{name}.json": texts.set_table(rows)},
+        )
+        traced = set(told.prompts[: self.graph.comparison.tracking.traces])
+        ids = [texts.trace_id(self.tracker.ref, row) for row in rows
+               if row["sample_index"] == 0 and row["prompt_id"] in traced]  # fmt: skip
+        self.tracker.link(run, ids)
 
     def abandon(self) -> None:
         """Ends the parent run of a comparison that did not finish."""
         if not self.finished:
             self.tracker.finish(None, status="FAILED")
+
+    def _settings(self, label: str) -> dict[str, Any]:
+        arm = self.graph.comparison.arms.get(label)
+        return arm.model_dump(mode="json") if arm is not None else {}
+
+    def _datasets(self, stage: str, context: str) -> list[dict[str, str]]:
+        """The output of the data stage of that name as lineage."""
+        found = [one for one in self.records.values() if one.name == stage]
+        return [{"name": one.name, "digest": one.output, "context": context} for one in found[:1]]
+
+
+def provenance(comparison: Comparison, graph: Graph, *, tuned: bool) -> dict[str, str]:
+    """Tags that all runs of a comparison share: which settings, which code, where, tuned or not."""
+    from workbench.build import checkout_state
+
+    commit, dirty = checkout_state()
+    known = {"git.commit": commit, "mlflow.source.git.commit": commit, "git.dirty": dirty}
+    told = {name: str(value).lower() for name, value in known.items() if value is not None}
+    return told | {
+        "config.digest": comparison.digest(),
+        "device": graph.origin.device,
+        "tuned": str(tuned).lower(),
+        "mlflow.source.name": f"workbench compare {comparison.name}",
+        "mlflow.source.type": "LOCAL",
+    }
+
+
+def stage_tags(instance: str, comparison: Comparison) -> dict[str, str]:
+    """Arm and run seed of a stage, from its instance: `ppo[ppo,seed=0]`."""
+    name, _, rest = instance.removesuffix("]").partition("[")
+    first = rest.split(",")[0] if rest else name
+    tags = {"arm": first} if first == "sft" or first in comparison.arms else {}
+    seed = re.search(r"\bseed=(\d+)", rest)
+    return tags | ({"seed": seed[1]} if seed else {})

@@ -89,6 +89,11 @@ def clip_text(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 4] + " ..."
 
 
+def safe_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Tags in the names and lengths that MLflow takes, credentials hidden."""
+    return {safe_key(key): clip_text(redact_text(value), MAX_TAG_VALUE) for key, value in tags.items()}
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested config -> dotted parameters as text; secrets redacted, long values cut at MLflow's limit."""
     flat: dict[str, str] = {}

@@ -15,7 +15,8 @@ from rich.console import Console
 from workbench import tracking_names as names
 from workbench.config import Decision as Rule
 from workbench.decide import decide
-from workbench.report.summary import markdown, note
+from workbench.report.mlflow_pages import comparison_page
+from workbench.report.summary import markdown
 from workbench.report.terminal import make_console, print_results
 from workbench.results import Results
 
@@ -65,7 +66,7 @@ def test_the_report_ends_with_it_and_has_its_evidence() -> None:
     assert "ppo less sft" in text
     assert "| hasty (minority) | 0.70 [0.68, 0.72] | 0.62 [0.60, 0.64] |" in text
     assert "| the others less the minority | - | 0.08 [0.07, 0.09] |" in text
-    assert "Decision:" in note(results())
+    assert "Decision:" in comparison_page(results(), [])
 
 
 def test_without_a_decision_the_verdict_is_shown() -> None:
@@ -73,7 +74,7 @@ def test_without_a_decision_the_verdict_is_shown() -> None:
     assert "has the highest" in " ".join(shown(old).split())
     assert "## Decision" not in markdown(old)
     assert "## Diversity" not in markdown(old)
-    assert "has the highest" in note(old)
+    assert "has the highest" in comparison_page(old, [])
 
 
 def test_no_decision_says_why() -> None:

@@ -15,8 +15,9 @@ from rich.console import Console
 
 from workbench.report import wording, wording_curves
 from workbench.report.live import LiveView
+from workbench.report.mlflow_pages import comparison_page
 from workbench.report.sparkline import sparkline
-from workbench.report.summary import escape, markdown, note, write_report
+from workbench.report.summary import escape, markdown, write_report
 from workbench.report.terminal import make_console, print_plan, print_results
 from workbench.results import Results
 from workbench.types import Cost
@@ -239,7 +240,7 @@ def test_report_links_its_figures_and_replaces_itself(tmp_path: Path) -> None:
     assert "![Reward against KL](<figures/frontier.png>)" in path.read_text()
     assert [item.name for item in tmp_path.iterdir()] == ["report.md"]
     assert "| ppo | 0.71 [0.68, 0.74] |" in path.read_text()
-    assert "has the highest win rate" in note(results())
+    assert "has the highest win rate" in comparison_page(results(), [])
 
 
 @dataclass

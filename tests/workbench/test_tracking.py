@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from workbench import tracking_names as names
 from workbench.redact import redact, redact_text
 from workbench.tracking import Tracker, default_uri
 from workbench.tracking_delivery import Limits
-from workbench.tracking_spool import probe
+from workbench.tracking_moved import adopt_home
+from workbench.tracking_spool import Spool, probe
 from workbench.types import Cost, StageRecord
 
 CONFIG = {"name": "t", "arms": {"ppo": {"kl_coef": 0.1}}, "model": {"policy": "hub/model"}}
@@ -63,7 +63,7 @@ def client(uri: str) -> Any:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def drive(tracker: Tracker, folder: Path) -> None:
+def drive(tracker: Tracker, folder: Path, in_the_middle: Callable[[], object] = lambda: None) -> None:
     """A small comparison: one reused stage, one that runs, figures and results."""
     metrics, figure = folder / "metrics.jsonl", folder / "frontier.png"
     figure.write_bytes(b"png")
@@ -71,6 +71,7 @@ def drive(tracker: Tracker, folder: Path) -> None:
     tracker.stage_started("ppo[ppo,seed=0]", "ppo", {"kl_coef": 0.1})
     write_metrics(metrics, range(3), "w")
     tracker.stage_metrics("ppo[ppo,seed=0]", metrics)
+    in_the_middle()
     write_metrics(metrics, range(3, 5))
     tracker.stage_finished(record(), metrics)
     tracker.finish(results(), [figure], note="**verdict**")
@@ -308,7 +309,7 @@ def test_server_that_hangs_later_trips_the_breaker(home: Path, tmp_path: Path, m
         time.sleep(60)
 
     said: list[str] = []
-    monkeypatch.setattr(tracking._Server, "apply", hang)
+    monkeypatch.setattr(tracking.Server, "apply", hang)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen(50)
@@ -348,7 +349,7 @@ def test_local_spool_is_replayed_without_duplicates(
     """The database fails for a while: half of the run is logged, half is spooled; a second replay changes nothing."""
     from workbench import tracking
 
-    apply, said = tracking._Server.apply, list[str]()
+    apply, said = tracking.Server.apply, list[str]()
     state = {"calls": 0}
 
     def flaky(self: Any, operation: dict[str, Any]) -> None:
@@ -358,9 +359,9 @@ def test_local_spool_is_replayed_without_duplicates(
             raise OSError("disk I/O error")
         apply(self, operation)
 
-    monkeypatch.setattr(tracking._Server, "apply", flaky)
+    monkeypatch.setattr(tracking.Server, "apply", flaky)
     drive(Tracker.open(None, home, "t", CONFIG, warn=said.append), tmp_path)
-    monkeypatch.setattr(tracking._Server, "apply", apply)
+    monkeypatch.setattr(tracking.Server, "apply", apply)
     assert len(said) == 1
     (spool,) = (home / "spool").glob("*.jsonl")
     kept = spool.read_bytes()
@@ -387,37 +388,30 @@ def test_first_opens_side_by_side_share_one_database(tmp_path: Path) -> None:
     assert len(client(default_uri(tmp_path / "home")).search_runs(["1"])) == 3
 
 
-@pytest.mark.slow
-def test_real_server_online_and_after_an_outage(tmp_path: Path) -> None:
-    port = closed_port()
-    uri, home = f"http://127.0.0.1:{port}", tmp_path / "home"
-    drive(Tracker.open(uri, home, "offline", CONFIG, warn=lambda line: None), tmp_path)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path}/server.db",
-        "--artifacts-destination",
-        str(tmp_path / "a"),
-    ]
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server = subprocess.Popen(
-        command, env=os.environ | quiet, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while probe(uri, 2.0) is not None:
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
-        said: list[str] = []
-        tracker = Tracker.open(uri, home, "online", CONFIG, warn=said.append)  # also sends what "offline" left
-        drive(tracker, tmp_path)
-        assert said == []
-        check(uri, "online")
-        check(uri, "offline")
-        assert list((home / "spool").iterdir()) == []
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+def test_a_home_that_was_copied_keeps_its_artifacts(home: Path, tmp_path: Path) -> None:
+    drive(Tracker.open(None, home, "t", CONFIG), tmp_path)
+    elsewhere = client(default_uri(home)).create_experiment("elsewhere", artifact_location="file:///data/of/others")
+    copy = tmp_path / "a folder" / "copy"
+    shutil.copytree(home, copy)
+    assert adopt_home(home) == 0
+    assert adopt_home(copy) > 0
+    assert adopt_home(copy) == 0
+    shutil.rmtree(home)
+    check(default_uri(copy))
+    store = client(default_uri(copy))
+    (parent,) = store.search_runs([store.get_experiment_by_name("t").experiment_id], "tags.match.ok = 'true'")
+    assert Path(store.download_artifacts(parent.info.run_id, "figures/frontier.png")).read_bytes() == b"png"
+    assert store.get_experiment(elsewhere).artifact_location == "file:///data/of/others"
+
+
+def test_a_spool_that_was_moved_still_has_its_files(home: Path, tmp_path: Path) -> None:
+    uri = f"http://127.0.0.1:{closed_port()}"
+    drive(Tracker.open(uri, home, "t", CONFIG, warn=lambda line: None, limits=Limits(probe_s=1.0)), tmp_path)
+    moved = home.rename(tmp_path / "moved")
+    (spool,) = Spool.all(moved)
+    paths = [Path(spool.located(one)["path"]) for one in spool.read() if one["op"] == "file"]
+    assert [path.read_bytes() for path in paths] == [b"png"]
+    assert all(path.is_relative_to(moved) for path in paths)
 
 
 CROSSED = {

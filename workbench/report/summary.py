@@ -62,12 +62,6 @@ def markdown(results: Mapping[str, Any], figures: Sequence[tuple[str, str]] = ()
     return "\n\n".join(part for part in (*head, *parts) if part) + "\n"
 
 
-def note(results: Mapping[str, Any]) -> str:
-    """The short form for a run's description in MLflow: decision (without one, the verdict), certificate, arms."""
-    told = wording.decision_line(results) or wording.verdict(results)
-    return "\n\n".join((f"**{escape(told)}**", certificate(results), arms(results)))
-
-
 def certificate(results: Mapping[str, Any], *, colored: bool = True) -> str:
     """The match certificate, check by check.
 

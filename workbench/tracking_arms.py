@@ -1,0 +1,62 @@
+"""A comparison's arms as MLflow sees them: one run each, with the same metric names in all, so that its pages can
+set arms side by side. No mlflow here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+from workbench import tracking_names as names
+from workbench.tracking_names import Point
+
+# A judge may have an arm's name.
+_NOT_OF_ARMS = "judge_"
+
+
+def arm_points(results: Mapping[str, Any], label: str, unix_ms: int) -> list[Point]:
+    """An arm's numbers without its label in the name (`win_rate`, `win_rate_low`, ...) and its frontier by step.
+
+    Args:
+        results: results.json, schema 1.
+        label: The arm.
+    """
+    end = f"/{names.safe_key(label)}"
+    points = [
+        (key.removesuffix(end), value, unix_ms, 0)
+        for key, value in names.headline_metrics(results).items()
+        if key.endswith(end) and not key.startswith(_NOT_OF_ARMS)
+    ]
+    own = {"frontier": [point for point in results.get("frontier") or () if str(point["arm"]) == label]}
+    points += [
+        (key.replace(end, "", 1), value, unix_ms, step) for key, value, _, step in names.frontier_points(own, unix_ms)
+    ]
+    return points
+
+
+def arm_tags(results: Mapping[str, Any], label: str) -> dict[str, str]:
+    """What an arm's run is filtered by, beside the provenance that all runs of the comparison share."""
+    arm, found = results["arms"][label], results.get("decision") or {}
+    tags = {"kind": "arm", "arm": label, "arm.kind": str(arm["kind"]), "checkpoint": arm.get("selected") or ""}
+    in_front = label in (found.get("arms") or ())
+    tags["decision"] = (
+        str(found["verdict"]) if in_front else "excluded" if label in (found.get("excluded") or ()) else ""
+    )
+    tags["diverged"] = str(arm.get("diverged") or "")
+    return {key: names.clip_text(value, names.MAX_TAG_VALUE) for key, value in tags.items() if value}
+
+
+def arms_filter(ref: str) -> str:
+    """MLflow's search for the arms of one comparison."""
+    return f"tags.kind = 'arm' and tags.`workbench.comparison_ref` = '{ref}'"
+
+
+def run_page(ref: str) -> str:
+    """Link to a run's page; `{run_id:REF}` is filled in where it is known."""
+    return f"#/experiments/{{experiment_id}}/runs/{{run_id:{ref}}}"
+
+
+def arms_evaluation(ref: str) -> str:
+    """Link to the evaluation runs of a comparison's arms."""
+    return f"#/experiments/{{experiment_id}}/evaluation-runs?searchFilter={quote(arms_filter(ref))}"
