@@ -1,16 +1,22 @@
-"""How large report.html is, and how long it takes to write and to open in a browser. Prints one JSON object.
+"""How large report.html is, how long it takes to open in a browser, and who can read it. Prints one JSON object.
 
+    npm install --prefix DIR axe-core
     python benchmarks/report_page.py RUN [--home DIR] [--prompts 1000] [--repeats 5] [--browser chromium]
+        [--axe DIR/node_modules/axe-core/axe.min.js] [--picture report.png]
 
 The run's samples are multiplied to so many test prompts (the texts again, under ids of their own), the page is written
 as `workbench report` does, and opened by headless Chromium: seconds from the start of the navigation to the end of its
 `load` event, by which time the samples browser has drawn its first cards, and to the first paint; and the CPU seconds
 of the page's main thread, which hang less on what else the machine does.
+
+With --axe, axe-core looks at the page in light and dark, on a desktop and on a phone, everything unfolded; the exit
+code is 1 if it finds a serious or critical fault. Source: https://github.com/dequelabs/axe-core
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import gzip
 import json
@@ -20,8 +26,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from workbench.report.page import SAMPLES_FILE, write_report_page
 from workbench.report.samples import read_samples
@@ -47,6 +54,13 @@ def multiplied(rows: list[dict[str, Any]], prompts: int) -> list[dict[str, Any]]
         for number in range(prompts)
         for row in known[number % len(known)]
     ]
+
+
+class Tab(NamedTuple):
+    """An open page: its session, and seconds to the end of `load` and to the first paint."""
+
+    session: str
+    times: dict[str, float]
 
 
 class Browser:
@@ -88,33 +102,69 @@ class Browser:
                     sys.exit(f"{method}: {told['error']}")
                 return told["result"]
 
-    def open(self, address: str) -> dict[str, float]:
-        """Seconds to the end of `load` and to the first paint from the start of the navigation, and the page's CPU."""
+    @contextlib.contextmanager
+    def tab(self, address: str, *, width: int = 1280, height: int = 2000, dark: bool = False) -> Iterator[Tab]:
+        """A page in a window of this size (below 600 pixels: a phone), once its first cards are drawn."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        self.call(
-            "Emulation.setDeviceMetricsOverride", session, width=1280, height=2000, deviceScaleFactor=1, mobile=False
-        )
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.call("Emulation.setDeviceMetricsOverride", session, **size)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", session, features=[scheme])
         self.call("Performance.enable", session, timeDomain="threadTicks")
         self.call("Page.navigate", session, url=address)
-        while True:
-            found = self.call("Runtime.evaluate", session, expression=TIMES, returnByValue=True)["result"].get("value")
-            if found:
-                metrics = self.call("Performance.getMetrics", session)["metrics"]
-                self.call("Target.closeTarget", targetId=target)
-                cpu = next(one["value"] for one in metrics if one["name"] == "TaskDuration")
-                return {name: one / 1000 for name, one in found.items()} | {"cpu": cpu}
+        while not (times := self.evaluate(session, TIMES)):
             time.sleep(0.02)
+        yield Tab(session, {name: one / 1000 for name, one in times.items()})
+        self.call("Target.closeTarget", targetId=target)
+
+    def evaluate(self, session: str, expression: str) -> Any:
+        """Value of a JavaScript expression, or of its promise."""
+        told = self.call("Runtime.evaluate", session, expression=expression, returnByValue=True, awaitPromise=True)
+        if "exceptionDetails" in told:
+            sys.exit(f"the page: {told['exceptionDetails']}")
+        return told["result"].get("value")
+
+    def open(self, address: str) -> dict[str, float]:
+        """Seconds to the end of `load` and to the first paint from the start of the navigation, and the page's CPU."""
+        with self.tab(address) as tab:
+            metrics = self.call("Performance.getMetrics", tab.session)["metrics"]
+            return tab.times | {"cpu": next(one["value"] for one in metrics if one["name"] == "TaskDuration")}
+
+    def faults(self, address: str, axe: str) -> dict[str, list[str]]:
+        """What axe-core finds in each way of looking at the page: "impact: rule (elements)"."""
+        found = {}
+        for device, width in (("desktop", 1280), ("phone", 390)):
+            for dark in (False, True):
+                with self.tab(address, width=width, dark=dark) as tab:
+                    self.evaluate(tab.session, "document.querySelectorAll('details').forEach(one => one.open = true)")
+                    self.evaluate(tab.session, f"{axe};null")
+                    told = self.evaluate(tab.session, "axe.run().then(done => done.violations)")
+                    found[f"{device}, {'dark' if dark else 'light'}"] = [
+                        f"{one['impact']}: {one['id']} ({len(one['nodes'])}: {one['nodes'][0]['html'][:120]})"
+                        for one in told
+                    ]
+        return found
+
+    def picture(self, address: str, file: Path, *, at: str = "", height: int = 1000) -> None:
+        """A PNG of the page, from the top or from the first element that the selector `at` finds."""
+        with self.tab(address, height=height) as tab:
+            if at:
+                self.evaluate(tab.session, f"document.querySelector({json.dumps(at)}).scrollIntoView()")
+            data = self.call("Page.captureScreenshot", tab.session, format="png")["data"]
+            file.write_bytes(base64.b64decode(data))
 
 
-def main() -> None:
-    """Writes, opens and prints."""
+def main() -> int:
+    """Writes, opens, looks and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
     parser.add_argument("--home", type=Path, default=Path("mlruns"))
     parser.add_argument("--prompts", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--browser", default="chromium")
+    parser.add_argument("--axe", type=Path, help="axe.min.js of axe-core")
+    parser.add_argument("--picture", type=Path, help="PNG of the page as it is, with the run's own prompts")
     options = parser.parse_args()
     path = find_run(options.home.absolute(), options.run)
     results = load_results(path).model_dump(mode="json", by_alias=True)
@@ -129,6 +179,9 @@ def main() -> None:
         browser = Browser(options.browser, folder / "profile")
         browser.open(page.as_uri())  # the first one starts the renderer
         opened = [browser.open(page.as_uri()) for _ in range(options.repeats)]
+        seen = browser.faults(page.as_uri(), options.axe.read_text()) if options.axe else None
+        if options.picture:
+            browser.picture((path.parent / "report.html").as_uri(), options.picture)
         with contextlib.suppress(SystemExit):
             browser.call("Browser.close")
         browser.process.wait()
@@ -144,9 +197,12 @@ def main() -> None:
             "paint_median_s": round(statistics.median(one["paint"] for one in opened), 3),
             "page_cpu_median_s": round(statistics.median(one["cpu"] for one in opened), 3),
             "load_s": [round(one["load"], 3) for one in opened],
+            "axe": seen,
         }
     print(json.dumps(figures, indent=1))
+    told = [one for listed in (seen or {}).values() for one in listed]
+    return int(any(one.startswith(("serious", "critical")) for one in told))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
