@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from workbench.data.cuts import cutter
 from workbench.errors import ConfigError, DataError
 from workbench.packed import PackedWriter, write_packed_prompts
 from workbench.tokens import (
@@ -177,13 +178,14 @@ def pack_prompts(prompts: Iterable[Prompt], folder: Path, config: Mapping[str, A
 def pack_pairs(pairs: Iterable[PreferencePair], folder: Path, config: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Tokenises and filters pairs into `out`; returns what filter.json says. Arguments as `pack_prompts`."""
     tokenizer, stops, limits = _prepare(folder, config)
-    filtered = Filter()
+    filtered, cut = Filter(), cutter(tokenizer)
     with PackedWriter(out) as writer:
         batches = _batches(pairs, lambda pair: len(pair.prompt) + len(pair.chosen) + len(pair.rejected))
-        for batch, found in _encoded(tokenizer, batches, _joined):
+        for batch, found in _encoded(tokenizer, batches, partial(_parts, cut)):
             bare = iter(found)
             for pair in batch:
-                prompt, chosen, rejected = _pair_ids(tokenizer, pair, (next(bare), next(bare), next(bare)), stops)
+                parts = (next(bare), next(bare), next(bare), next(bare))
+                prompt, chosen, rejected = _pair_ids(tokenizer, pair, parts, stops)
                 problem = _pair_problem(limits, prompt, chosen, rejected)
                 if filtered.take(pair.pair_id, pair.split, problem):
                     filtered.noted["boundary_merged"] += chosen.boundary_merged + rejected.boundary_merged
@@ -239,28 +241,31 @@ def _encoded(
             yield done, found.result()
 
 
-def _joined(pair: PreferencePair) -> list[str]:
-    return [pair.prompt, pair.prompt + pair.chosen, pair.prompt + pair.rejected]
+def _parts(cut: Callable[[str], int], pair: PreferencePair) -> list[str]:
+    """The prompt up to where it may be cut, and what is left of it: alone, with the chosen, with the rejected."""
+    at = cut(pair.prompt)
+    head, tail = pair.prompt[:at], pair.prompt[at:]
+    return [head, tail, tail + pair.chosen, tail + pair.rejected]
 
 
 def _pair_ids(
-    tokenizer: Any, pair: PreferencePair, bare: tuple[list[int], list[int], list[int]], stops: Sequence[int]
+    tokenizer: Any, pair: PreferencePair, bare: tuple[list[int], ...], stops: Sequence[int]
 ) -> tuple[list[int], Continuation, Continuation]:
     """Ids of prompt, chosen and rejected, as `encode_prompt` and `encode_continuation` give them.
 
     Args:
         tokenizer, stops: As there.
         pair: The texts.
-        bare: Ids of `_joined`.
+        bare: Ids of `_parts`.
     """
-    before, with_chosen, with_rejected = bare
+    head, before, with_chosen, with_rejected = bare
     chosen = continuation(
         before, with_chosen, partial(_alone, tokenizer, pair.chosen), stops, finished=pair.chosen_finished
     )
     rejected = continuation(
         before, with_rejected, partial(_alone, tokenizer, pair.rejected), stops, finished=pair.rejected_finished
     )
-    return prompt_ids(tokenizer, before), chosen, rejected
+    return prompt_ids(tokenizer, head + before), chosen, rejected
 
 
 def _alone(tokenizer: Any, text: str) -> list[int]:
