@@ -49,18 +49,20 @@ class Graph:
         cosmetic: Mapping[str, Any] | None = None,
         accelerated: bool = True,
         trains: bool = False,
+        threads: int | None = None,
     ) -> str:
         """Adds a stage and returns its instance name, `name[tag,tag]`.
 
         Args:
             accelerated: It takes a GPU if there is one.
             trains: Its work is shared by `resources.processes`.
+            threads: If not `resources.threads`.
         """
         instance = f"{name}[{','.join(map(str, tags))}]" if tags else name
         shared = self.comparison.resources
         processes = shared.processes if trains else 1
         resources = Resources(
-            threads=shared.threads,
+            threads=threads or shared.threads,
             processes=processes,
             gpus=processes if self.origin.device == "cuda" and accelerated and not inline else 0,
             device=self.origin.device,

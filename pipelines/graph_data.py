@@ -154,6 +154,7 @@ def _sft(graph: Graph, model: str | External, prompts: str, packed_prompts: str,
         seed=derive(comparison.seeds.sft, "sft"),
         packages=TRAINING_PACKAGES,
         trains=True,
+        threads=comparison.resources.sft_threads,
     )
 
 

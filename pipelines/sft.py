@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from workbench.models import (
 )
 from workbench.policy_set import Checkpoint, write_policy_set
 from workbench.stage_log import StageLog
-from workbench.tokens import PackedPairs, encode_prompt, encode_response, load_tokenizer
+from workbench.tokens import PackedPairs, continuation, encode_text, encode_texts, load_tokenizer, prompt_ids
 
 
 def new_model(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLog) -> None:
@@ -96,14 +97,15 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
 
 
 def _corpus_rows(config: dict[str, Any], inputs: dict[str, Path], tokenizer: Any) -> list[dict[str, list[int]]]:
+    lines = (inputs["corpus"] / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [(one["prompt"], one["response"]) for one in map(json.loads, lines)]
+    prompts = encode_texts(tokenizer, [prompt for prompt, _ in texts])
+    whole = encode_texts(tokenizer, [prompt + response for prompt, response in texts])
     rows = []
-    for line in (inputs["corpus"] / "corpus.jsonl").read_text(encoding="utf-8").splitlines():
-        one = json.loads(line)
-        prompt = encode_prompt(tokenizer, one["prompt"])
-        response = encode_response(
-            tokenizer, one["prompt"], one["response"], finished=True, stop_ids=config["stop_ids"]
-        )
-        rows.append({"prompt_ids": prompt, "response_ids": response})
+    for (_, response), before, joint in zip(texts, prompts, whole, strict=True):
+        alone = partial(encode_text, tokenizer, response)
+        after = continuation(before, joint, alone, config["stop_ids"], finished=True)
+        rows.append({"prompt_ids": prompt_ids(tokenizer, before), "response_ids": after.ids})
     return rows
 
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from workbench import fsio, worker
+from workbench import fsio, keys, worker
 from workbench.errors import DataError
 from workbench.locks import FileLock
 from workbench.manifest import Artifact
@@ -69,6 +69,7 @@ class Build:
             resources=self.stage.resources,
             packages=self.stage.packages,
             modules=self.planned.material["modules"],
+            parsed=keys.parsed_sources(),
         )
 
     def commit(self, record_fields: Mapping[str, Any]) -> Artifact:

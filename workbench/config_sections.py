@@ -221,6 +221,11 @@ class ResourcesConfig(Section):
         description="Processes that train together in each training stage, on this machine, with `threads` each and on "
         "GPUs one GPU each. Part of the results: last bits depend on it.",
     )
+    sft_threads: Count | None = Field(
+        default=None,
+        description="CPU threads of the SFT, for which all else waits: workers x threads leaves no core idle. Null: "
+        "`threads`. Part of the results, too.",
+    )
     workers: Count = Field(default=2, description="Stages that run side by side. No influence on results.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Kind of device; auto: cuda where there is one."

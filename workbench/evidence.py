@@ -159,6 +159,7 @@ class Artifacts:
 
     def __init__(self, inputs: Mapping[str, Path]) -> None:
         self.inputs = inputs
+        self._read: dict[Path, Responses] = {}
 
     def has(self, label: str, run: int, role: str) -> bool:
         """Whether this arm has this artifact."""
@@ -174,8 +175,25 @@ class Artifacts:
 
     def responses(self, label: str, run: int, role: str, *scores: str) -> Responses:
         """Generations with the columns of their scores, from one or several artifacts."""
-        generations = list(read_jsonl(self.path(label, run, role) / "generations.jsonl"))
+        bare = self._generations(self.path(label, run, role))
+        columns = dict(bare.columns)
+        for name in scores:
+            found = self.json(label, run, name, "scores.json")
+            if found.pop("generation_id") != bare.ids:
+                raise ValueError(f"scores of {label} are not of these generations: the ids differ")
+            columns |= {column: np.array(values, dtype=np.float64) for column, values in found.items()}
+        # In an order of their own, so that no resampled figure, and no share of a pool, hangs on the order of rows.
+        order = np.lexsort((columns.pop("sample_index"), np.array(bare.prompts)))
+        prompts, ids = ([names[row] for row in order] for names in (bare.prompts, bare.ids))
+        return Responses(prompts=prompts, columns={name: one[order] for name, one in columns.items()}, ids=ids)
+
+    def _generations(self, folder: Path) -> Responses:
+        """Generations alone, in the artifact's order; one pool serves several arms."""
+        if folder in self._read:
+            return self._read[folder]
+        generations = list(read_jsonl(folder / "generations.jsonl"))
         columns: dict[str, Array] = {
+            "sample_index": np.array([one["sample_index"] for one in generations]),
             "seq_kl": np.array([one["seq_logprob"] - one["ref_seq_logprob"] for one in generations]),
             "response_tokens": np.array([float(len(one["response_ids"])) for one in generations]),
             "response_characters": np.array([float(len(one["response"])) for one in generations]),
@@ -183,17 +201,9 @@ class Artifacts:
             "seq_logprob": np.array([float(one["seq_logprob"]) for one in generations]),
             "finished": np.array([float(one["finish_reason"] == "stop") for one in generations]),
         }
-        for name in scores:
-            found = self.json(label, run, name, "scores.json")
-            if found.pop("generation_id") != [one["generation_id"] for one in generations]:
-                raise ValueError(f"scores of {label} are not of these generations: the ids differ")
-            columns |= {column: np.array(values, dtype=np.float64) for column, values in found.items()}
-        # In an order of their own, so that no resampled figure, and no share of a pool, hangs on the order of rows.
-        order = sorted(
-            range(len(generations)), key=lambda row: (generations[row]["prompt_id"], generations[row]["sample_index"])
-        )
-        prompts, ids = ([generations[row][name] for row in order] for name in ("prompt_id", "generation_id"))
-        return Responses(prompts=prompts, columns={name: one[order] for name, one in columns.items()}, ids=ids)
+        prompts, ids = ([one[name] for one in generations] for name in ("prompt_id", "generation_id"))
+        self._read[folder] = Responses(prompts=prompts, columns=columns, ids=ids)
+        return self._read[folder]
 
     def arm(self, label: str, run: int, arm: Mapping[str, Any] | None, proxy: str) -> ArmRun:
         """One arm in one run seed; `arm` is its config block, None for the SFT."""

@@ -80,7 +80,7 @@ def module_hashes(function: str) -> dict[str, str]:
         path = _source(module)
         if path is None:
             continue  # a namespace package has no code; a name that is no module is an attribute
-        digest, imports = _parsed(str(path), path.read_bytes())
+        digest, imports = _parsed(path, path.read_bytes())
         hashes[module] = digest
         package = module if path.name == "__init__.py" else module.rpartition(".")[0]
         todo += [_absolute(name, level, package) for name, level in imports]
@@ -119,13 +119,29 @@ def _source(module: str) -> Path | None:
     return None
 
 
-@lru_cache(maxsize=4096)
-def _parsed(path: str, source: bytes) -> tuple[str, tuple[tuple[str, int], ...]]:
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError) as error:
-        raise ConfigError(f"cannot parse {path}: {error}", where=path) from error
-    return syntax_digest(tree), tuple(_imports(tree))
+Parsed = tuple[str, tuple[tuple[str, int], ...]]  # digest of a module's syntax; (name, level) of its imports
+_PARSED: dict[str, Parsed] = {}  # by sha256 of the source
+
+
+def _parsed(path: Path, source: bytes) -> Parsed:
+    content = hashlib.sha256(source).hexdigest()
+    if content not in _PARSED:
+        try:
+            tree = ast.parse(source)
+        except (SyntaxError, ValueError) as error:
+            raise ConfigError(f"cannot parse {path}: {error}", where=str(path)) from error
+        _PARSED[content] = syntax_digest(tree), tuple(_imports(tree))
+    return _PARSED[content]
+
+
+def parsed_sources() -> dict[str, Parsed]:
+    """What is known of the sources read so far, by their sha256: a worker that adopts it parses none of them again."""
+    return dict(_PARSED)
+
+
+def adopt_parsed(known: Mapping[str, Parsed]) -> None:
+    """Takes over another process's `parsed_sources`."""
+    _PARSED.update(known)
 
 
 def syntax_digest(tree: ast.Module) -> str:

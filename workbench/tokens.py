@@ -27,6 +27,7 @@ __all__ = [
     "encode_continuation",
     "encode_prompt",
     "encode_response",
+    "encode_text",
     "encode_texts",
     "load_tokenizer",
     "prompt_ids",
@@ -155,7 +156,8 @@ def check_tokenizer(tokenizer: Any, stops: Sequence[int]) -> None:
 _PREFIXES: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
 
 
-def _bare(tokenizer: Any, text: str) -> list[int]:
+def encode_text(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a text, nothing added."""
     # verbose=False: texts over the limit are counted by the filter, not warned of one by one.
     return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
@@ -163,7 +165,7 @@ def _bare(tokenizer: Any, text: str) -> list[int]:
 def _special_prefix(tokenizer: Any) -> list[int]:
     """Ids that the tokenizer itself puts before a text (usually one BOS, or none)."""
     if tokenizer not in _PREFIXES:
-        bare, full = _bare(tokenizer, "a"), list(tokenizer.encode("a"))
+        bare, full = encode_text(tokenizer, "a"), list(tokenizer.encode("a"))
         starts = [at for at in range(len(full) - len(bare) + 1) if full[at : at + len(bare)] == bare]
         _PREFIXES[tokenizer] = full[: starts[0]] if starts and bare else []
     return _PREFIXES[tokenizer]
@@ -175,7 +177,7 @@ def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
     A prompt whose text starts with BOS already (chat templates write it) gets no second one; nothing that a
     tokenizer puts at the end of a text (eos) is kept, because the response follows.
     """
-    return prompt_ids(tokenizer, _bare(tokenizer, prompt))
+    return prompt_ids(tokenizer, encode_text(tokenizer, prompt))
 
 
 def prompt_ids(tokenizer: Any, ids: list[int]) -> list[int]:
@@ -219,8 +221,8 @@ def encode_continuation(
         stops: Stop ids; the first one is appended where the response finished without one.
         finished: False for a response that was cut at the length limit: nothing is appended.
     """
-    before, joint = _bare(tokenizer, prompt), _bare(tokenizer, prompt + response)
-    return continuation(before, joint, lambda: _bare(tokenizer, response), stops, finished=finished)
+    before, joint = encode_text(tokenizer, prompt), encode_text(tokenizer, prompt + response)
+    return continuation(before, joint, lambda: encode_text(tokenizer, response), stops, finished=finished)
 
 
 def continuation(

@@ -36,7 +36,10 @@ _Send = Callable[[tuple[Any, ...]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Everything an attempt needs, as plain values. `modules`: the code hashes that the key was made of."""
+    """Everything an attempt needs, as plain values.
+
+    `modules`: the code hashes that the key was made of; `parsed`: the driver's `keys.parsed_sources`.
+    """
 
     instance: str
     function: str
@@ -47,6 +50,7 @@ class Job:
     resources: Resources
     packages: tuple[str, ...]
     modules: Mapping[str, str]
+    parsed: Mapping[str, keys.Parsed]
 
 
 def attempt(job: Job, send: _Send, stop: threading.Event) -> None:
@@ -88,6 +92,7 @@ def _load(job: Job) -> Callable[..., None]:
         function = getattr(importlib.import_module(module), name)
     except AttributeError as error:
         raise ConfigError(f"{job.instance}: there is no function {name!r} in {module}.") from error
+    keys.adopt_parsed(job.parsed)
     changed = [m for m, digest in keys.module_hashes(job.function).items() if job.modules.get(m) != digest]
     if changed:
         raise ConfigError(

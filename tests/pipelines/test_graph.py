@@ -126,6 +126,11 @@ def test_a_setting_reaches_only_the_stages_that_use_it(tmp_path: Path, override:
     assert bool(changed) == bool(touched)
 
 
+def test_threads_of_the_sft_are_its_own(tmp_path: Path) -> None:
+    graph = build(tmp_path, "resources.sft_threads=2")
+    assert {name for name, stage in graph.stages.items() if stage.resources.threads == 2} == {"sft"}
+
+
 def test_labels_are_in_no_key_of_what_trains_or_samples(tmp_path: Path) -> None:
     text = (bench.ROOT / "configs" / "smoke.yaml").read_text()
     renamed = tmp_path / "renamed.yaml"

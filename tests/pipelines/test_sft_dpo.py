@@ -30,6 +30,7 @@ from workbench.models import trunk_digest
 from workbench.packed import PackedPairs
 from workbench.policy_set import read_policy_set
 from workbench.scoring import sequence_logprobs
+from workbench.tokens import encode_prompt, encode_response
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +124,9 @@ def test_sft_on_a_corpus_appends_a_stop_id(world: World, tmp_path: Path) -> None
     row = {"prompt": "felix has a wrong clock ; reply :", "response": "hi felix ,"}
     (tmp_path / "corpus.jsonl").write_text(json.dumps(row) + "\n")
     (found,) = sft._corpus_rows({"stop_ids": [EOS]}, {"corpus": tmp_path}, world.tokenizer)
-    assert found["prompt_ids"] == world.tokenizer.encode(row["prompt"])
+    assert found["prompt_ids"] == encode_prompt(world.tokenizer, row["prompt"])
     assert found["response_ids"] == [*world.tokenizer.encode(row["response"]), EOS]
+    assert found["response_ids"] == encode_response(world.tokenizer, row["prompt"], row["response"], stop_ids=[EOS])
 
 
 def test_sft_resumes_exactly(world: World, tmp_path: Path) -> None:

@@ -265,6 +265,18 @@ def test_code_changes_the_key_and_words_do_not(project: Path, file: str, old: st
     assert (keys.module_hashes("toyproject.arm:run") != before) == changes
 
 
+def test_a_worker_parses_nothing_that_its_driver_has_parsed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = keys.module_hashes("toyproject.arm:run")
+    known = keys.parsed_sources()
+    monkeypatch.setattr(keys, "_PARSED", {})  # as in a new process
+    keys.adopt_parsed(known)
+    monkeypatch.setattr(keys.ast, "parse", lambda source: pytest.fail("parsed again"))
+    assert keys.module_hashes("toyproject.arm:run") == found
+    (project / "arm.py").write_text("changed = 1\n")
+    with pytest.raises(pytest.fail.Exception):  # other content, wherever it lies, is read for itself
+        keys.module_hashes("toyproject.arm:run")
+
+
 def test_only_a_docstring_is_the_same_as_pass() -> None:
     trees = [ast.parse(text) for text in ('def f():\n    """Doc."""\n', "def f():\n    pass\n")]
     assert keys.syntax_digest(trees[0]) == keys.syntax_digest(trees[1])

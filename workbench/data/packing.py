@@ -19,6 +19,7 @@ from workbench.tokens import (
     Continuation,
     check_tokenizer,
     continuation,
+    encode_text,
     encode_texts,
     load_tokenizer,
     prompt_ids,
@@ -260,16 +261,12 @@ def _pair_ids(
     """
     head, before, with_chosen, with_rejected = bare
     chosen = continuation(
-        before, with_chosen, partial(_alone, tokenizer, pair.chosen), stops, finished=pair.chosen_finished
+        before, with_chosen, partial(encode_text, tokenizer, pair.chosen), stops, finished=pair.chosen_finished
     )
     rejected = continuation(
-        before, with_rejected, partial(_alone, tokenizer, pair.rejected), stops, finished=pair.rejected_finished
+        before, with_rejected, partial(encode_text, tokenizer, pair.rejected), stops, finished=pair.rejected_finished
     )
     return prompt_ids(tokenizer, head + before), chosen, rejected
-
-
-def _alone(tokenizer: Any, text: str) -> list[int]:
-    return encode_texts(tokenizer, [text])[0]
 
 
 def _pair_problem(limits: Limits, prompt: list[int], chosen: Continuation, rejected: Continuation) -> str | None:

