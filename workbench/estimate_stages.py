@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,8 +23,8 @@ class Need:
 
     Args:
         stage: Its name, with the arm's label.
-        bytes: Peak memory: of the process on a CPU, of the device on a GPU.
-        operations: Floating-point operations of all its run seeds together.
+        bytes: Peak memory: on a CPU of all processes of the stage, on a GPU of the device of each.
+        operations: Floating-point operations of all its run seeds together, by each of its processes.
         passes: Forward (and backward) passes and sampling steps: each has a cost besides its operations.
         lighter: Settings that would make it smaller.
     """
@@ -78,7 +79,7 @@ class Needs:
         self, comparison: Comparison, setting: Setting, policy: Size, rewards: Mapping[str, Size], lengths: Lengths
     ) -> None:
         self.comparison, self.setting, self.policy, self.rewards = comparison, setting, policy, rewards
-        self.lengths, self.runs = lengths, len(comparison.seeds.runs)
+        self.lengths, self.runs, self.processes = lengths, len(comparison.seeds.runs), comparison.resources.processes
 
     def all(self) -> list[Need]:
         """The stages that train, and those that sample most, the largest memory first; others are `NOT_COUNTED`."""
@@ -99,35 +100,49 @@ class Needs:
 
     # ---- one stage each
 
-    def _need(self, stage: str, parts: float, operations: float, passes: float, lighter: str = "") -> Need:
+    def _need(
+        self, stage: str, parts: float, operations: float, passes: float, lighter: str = "", processes: int = 1
+    ) -> Need:
+        """`parts`: bytes beside those of a process, of each of `processes`."""
         trains = stage.split()[0] in ("sft", "reward_model", "dpo", "rloo", "grpo")
         process = PROCESS_BYTES[self.setting.device] + trains * TRAINER_BYTES[self.setting.device]
-        return Need(stage=stage, bytes=process + parts, operations=operations, passes=passes, lighter=lighter)
+        side_by_side = processes if self.setting.device == "cpu" else 1
+        return Need(
+            stage=stage, bytes=side_by_side * (process + parts), operations=operations / processes, passes=passes,
+            lighter=lighter,
+        )  # fmt: skip
+
+    def _pass(self, rows: int, most: int | None = None) -> int:
+        """Rows of one pass of one process, of a step of `rows`."""
+        share = math.ceil(rows / self.processes)
+        return share if most is None else min(share, most)
 
     def _sft(self) -> Need:
         block, policy = self.comparison.sft, self.policy
         assert block is not None
         whole = Setting(device=self.setting.device, dtype=self.setting.dtype, checkpointing=self.setting.checkpointing)
-        tokens = block.batch_size * self.lengths.longest
+        tokens = self._pass(block.batch_size, block.microbatch_size) * self.lengths.longest
         logits = 4.0 * 3 * tokens * policy.vocabulary  # TRL's: logits, their gradient, log-softmax
         parts = whole.trained(policy) + whole.activations(policy, tokens) + logits
         seen = block.steps * block.batch_size * self.lengths.mean
         return self._need(
-            "sft", parts, 6.0 * policy.parameters * seen, block.steps, "sft.batch_size, model.gradient_checkpointing"
-        )
+            "sft", parts, 6.0 * policy.parameters * seen, block.steps,
+            "sft.microbatch_size, model.gradient_checkpointing", self.processes,
+        )  # fmt: skip
 
     def _pairs(self, pairs: int | None) -> int:
         return self.lengths.pairs if pairs is None else min(pairs, self.lengths.pairs)
 
     def _trained_on_pairs(self, stage: str, size: Size, block: RewardModel | DPO, field: str) -> Need:
-        sequences = 2 * block.batch_size
+        sequences = 2 * self._pass(block.batch_size, block.microbatch_size)
         parts = self.setting.trained(size) + self.setting.activations(size, sequences * self.lengths.longest)
         pairs = self._pairs(block.pairs) * block.epochs
         each = 6.0 if self.setting.rank is None else 4.0
         recomputed = 2.0 * self.setting.checkpointing
         operations = (each + recomputed) * size.parameters * 2 * pairs * self.lengths.mean
-        lighter = f"{field}.batch_size, model.gradient_checkpointing, model.lora"
-        return self._need(stage, parts, self.runs * operations, self.runs * pairs / block.batch_size, lighter)
+        lighter = f"{field}.microbatch_size, model.gradient_checkpointing, model.lora"
+        steps = self.runs * pairs / block.batch_size
+        return self._need(stage, parts, self.runs * operations, steps, lighter, self.processes)
 
     def _reward(self, name: str, block: RewardModel) -> Need:
         size = self.rewards[name]
@@ -145,7 +160,7 @@ class Needs:
     def _ppo(self, label: str, arm: PPO) -> Need:
         policy, setting, lengths = self.policy, self.setting, self.lengths
         reward = self.rewards.get(arm.reward, policy)
-        tokens = arm.batch_size // arm.minibatches * lengths.longest
+        tokens = self._pass(arm.batch_size // arm.minibatches) * lengths.longest
         if arm.microbatch_tokens is not None:
             tokens = min(tokens, arm.microbatch_tokens)
         external = arm.reward in self.rewards and self.comparison.reward_models[arm.reward].path is not None
@@ -157,7 +172,7 @@ class Needs:
             weights += 16.0 * policy.adapter_parameters(setting.rank)
         if setting.rank is None or external:
             weights += setting.frozen * reward.parameters
-        rollout = setting.generation(policy, arm.batch_size, lengths.longest)
+        rollout = setting.generation(policy, self._pass(arm.batch_size), lengths.longest)
         parts = weights + max(setting.activations(policy, tokens), rollout)
         seen = arm.batch_size * lengths.mean
         each = 6.0 if setting.rank is None else 4.0
@@ -166,19 +181,21 @@ class Needs:
         operations += 2.0 * seen * (reward.parameters - policy.parameters) if external else 0.0
         passes = arm.updates * (arm.epochs * arm.minibatches * 2 + 3 + lengths.mean_response)
         lighter = f"arms.{label}.microbatch_tokens, arms.{label}.critic: head, model.gradient_checkpointing, model.lora"
-        return self._need(f"ppo {label}", parts, self.runs * arm.updates * operations, self.runs * passes, lighter)
+        operations *= self.runs * arm.updates
+        return self._need(f"ppo {label}", parts, operations, self.runs * passes, lighter, self.processes)
 
     def _sister(self, label: str, arm: RLOO | GRPO) -> Need:
         policy, setting, lengths = self.policy, self.setting, self.lengths
-        tokens = arm.batch_size // arm.minibatches * lengths.longest
+        tokens = self._pass(arm.batch_size // arm.minibatches, arm.microbatch_size) * lengths.longest
         weights = setting.trained(policy) + 2 * setting.frozen * policy.parameters
         logits = 8.0 * tokens * policy.vocabulary
         parts = weights + setting.activations(policy, tokens) + logits
         each = (6.0 if setting.rank is None else 4.0) + 2.0 * setting.checkpointing
         operations = arm.updates * arm.batch_size * lengths.mean * policy.parameters * (each * arm.epochs + 6.0)
         passes = arm.updates * (arm.epochs * arm.minibatches + 3 + lengths.mean_response)
-        lighter = f"arms.{label}.minibatches, model.gradient_checkpointing, model.lora"
-        return self._need(f"{arm.kind} {label}", parts, self.runs * operations, self.runs * passes, lighter)
+        lighter = f"arms.{label}.microbatch_size, model.gradient_checkpointing, model.lora"
+        stage = f"{arm.kind} {label}"
+        return self._need(stage, parts, self.runs * operations, self.runs * passes, lighter, self.processes)
 
     def _best_of_n(self, label: str, arm: BestOfN) -> Need:
         drawn = self.comparison.evaluation.prompts * arm.pool

@@ -321,7 +321,7 @@ class _DPO(_Exact, DPOTrainer):  # type: ignore[misc]
     def shares_of(self, part: Mapping[str, Any], step: Mapping[str, Any]) -> Shares:
         chosen = float(_chosen_tokens(part).sum() / _chosen_tokens(step).sum())
         tokens = float(part["completion_mask"].sum() / step["completion_mask"].sum())
-        named = {"nll": chosen, "entropy": tokens, "mean_token_accuracy": tokens}
+        named = {"nll": chosen, "mean_token_accuracy": chosen, "entropy": tokens}
         return super().shares_of(part, step)._replace(named=named)
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:

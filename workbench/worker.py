@@ -125,8 +125,8 @@ def as_error(error: BaseException, instance: str, work: Path) -> WorkbenchError:
 def out_of_memory_advice(what: str) -> str:
     """The message of a memory failure: nothing is changed silently, an equal setting is offered."""
     return (
-        f"{what}. Nothing was changed silently. Give it the same effective batch in smaller pieces (a smaller "
-        "batch_size with more accumulation, more minibatches), shorten max_length, run fewer workers side by side "
+        f"{what}. Nothing was changed silently. Give it the same effective batch in smaller passes "
+        "(microbatch_size; for ppo microbatch_tokens), shorten max_length, run fewer workers side by side "
         "(resources.workers), or use a machine with more memory; finished stages are kept and this one resumes."
     )
 

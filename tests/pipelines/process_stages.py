@@ -22,6 +22,18 @@ from workbench.stages import Resources, Stage
 LORA = {"lora": {"rank": 4, "alpha": 8.0, "target_modules": ["all-linear"]}, "gradient_checkpointing": True}
 _ONLINE = {"stop_ids": STOPS, "trust_remote_code": False, "max_response_tokens": 8}
 _SMALL: dict[str, Any] = {"updates": 2, "batch_size": 16, "checkpoint_every_updates": 1}
+
+
+def rloo_config(**changes: Any) -> dict[str, Any]:
+    """A small RLOO block with what the graph adds to it."""
+    return RLOO(**(_SMALL | changes)).model_dump() | _ONLINE
+
+
+def grpo_config(**changes: Any) -> dict[str, Any]:
+    """A small GRPO block with what the graph adds to it."""
+    return GRPO(**(_SMALL | changes)).model_dump() | _ONLINE
+
+
 # 24 training pairs: 7 a step leave a last step of 6 rows and an odd share of each.
 CASES: Mapping[str, tuple[Callable[..., None], dict[str, Any]]] = {
     "sft": (sft.run, sft_config(steps=3, batch_size=7)),
@@ -30,8 +42,8 @@ CASES: Mapping[str, tuple[Callable[..., None], dict[str, Any]]] = {
     "dpo-lora": (dpo.run, dpo_config(batch_size=7, epochs=1, microbatch_size=3) | LORA),
     "ppo": (ppo.run, ppo_config(updates=3, epochs=2, learning_rate=5e-3, microbatch_tokens=60)),
     "ppo-head": (ppo.run, ppo_config(updates=2, critic="head", normalize_reward=True, sft_coef=0.1)),
-    "rloo": (rloo.run, RLOO(**_SMALL, microbatch_size=3).model_dump() | _ONLINE),
-    "grpo": (grpo.run, GRPO(**_SMALL, epochs=2).model_dump() | _ONLINE),
+    "rloo": (rloo.run, rloo_config(microbatch_size=3)),
+    "grpo": (grpo.run, grpo_config(epochs=2)),
 }
 
 

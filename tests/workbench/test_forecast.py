@@ -127,6 +127,23 @@ def test_what_does_not_fit_is_named_with_what_would_help() -> None:
     assert verdict(of_giant(1e13))[0]
 
 
+def test_passes_and_processes_make_a_step_smaller() -> None:
+    """A GPU of several holds its share of a step; main memory holds all processes."""
+
+    def bytes_of(kind: str, device: str, *overrides: str) -> float:
+        comparison = load_config(Path("smoke"), overrides)
+        setting = Setting(device=device, dtype="float32")
+        lengths = Lengths(prompt=512, response=256, mean_prompt=200, mean_response=200, pairs=1000)
+        needs = Needs(comparison, setting, GIANT, {"main": GIANT}, lengths).all()
+        return next(need.bytes for need in needs if need.stage.startswith(kind))
+
+    together = "resources.processes=4"
+    for kind, smaller in (("sft", "sft.microbatch_size=4"), ("dpo", "arms.dpo.microbatch_size=4")):
+        assert bytes_of(kind, "cuda", smaller) == bytes_of(kind, "cuda", together) < bytes_of(kind, "cuda")
+        assert bytes_of(kind, "cpu", together) > bytes_of(kind, "cpu")
+    assert bytes_of("ppo", "cuda", together) < bytes_of("ppo", "cuda")
+
+
 def test_the_command_says_what_a_config_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     call = CliRunner()
     done = call.invoke(main, ["doctor", "smoke", "--home", str(tmp_path / "home"), "--json"])
