@@ -10,11 +10,11 @@ from typing import Any
 
 from pipelines.graph import Graph
 from workbench.config import Comparison
+from workbench.manifest import Artifact
 from workbench.outcome import Event
 from workbench.results import Results
 from workbench.stages import Stage
 from workbench.tracking_samples import Told
-from workbench.types import StageRecord
 
 
 class Tracking:
@@ -39,7 +39,7 @@ class Tracking:
 
         self.graph, self.built, self.finished = graph, built, False
         self.run_ids: dict[str, str | None] = {}
-        self.records: dict[str, StageRecord] = {}
+        self.artifacts: dict[str, Artifact] = {}
         self.shared = provenance(comparison, graph, tuned=tuned)
         if not comparison.tracking.enabled:
             self.tracker = Tracker.disabled(comparison.name)
@@ -62,7 +62,7 @@ class Tracking:
         elif event.kind == "metrics" and event.path is not None:
             self.tracker.stage_metrics(event.instance, event.path)
         elif event.kind == "finished" and event.artifact is not None:
-            self.records[event.instance] = event.artifact.record
+            self.artifacts[event.instance] = event.artifact
             if event.cached and event.instance not in self.built:
                 self.tracker.stage_reused(event.artifact.record)
             else:
@@ -81,24 +81,37 @@ class Tracking:
         return self.tracker.describe()
 
     def finish(self, results: Results, figures: Sequence[Path], files: Sequence[Path], samples: Path) -> None:
-        """Gives every arm its run with its responses, and ends the parent with headline metrics, figures and files."""
+        """Gives every arm its run, and ends the parent with headline metrics, certificate, figures and files."""
         if not self.graph.comparison.tracking.enabled:
             return
-        from workbench import tracking_arms as arms
-        from workbench import tracking_samples as texts
-        from workbench import tracking_views as views
-        from workbench.report.mlflow_pages import arm_page, comparison_page
-        from workbench.report.samples import first_seed
+        from workbench.report.mlflow_pages import comparison_page
         from workbench.tracking import now_ms
 
-        plain, ref = results.model_dump(mode="json", by_alias=True), self.tracker.ref
+        plain, unix_ms = results.model_dump(mode="json", by_alias=True), now_ms()
+        runs: dict[str | None, str] = {None: self.tracker.ref}
+        try:
+            self._arms(plain, samples, runs, unix_ms)
+        except Exception as error:  # the results are written: what MLflow shows of them must not fail the comparison
+            self.tracker.problem(error)
+        datasets = [*self._datasets("packed_pairs", "training"), *self._datasets("packed_prompts", "evaluation")]
+        page = comparison_page(plain, self._links(plain, runs))
+        self.tracker.finish(plain, figures, files, note=page, datasets=datasets, unix_ms=unix_ms)
+        self.finished = True
+
+    def _arms(self, plain: Mapping[str, Any], samples: Path, runs: dict[str | None, str], unix_ms: int) -> None:
+        """A run per arm with its numbers and responses, the sets of suspicious responses, the models."""
+        from pipelines.tracked_models import models
+        from workbench import tracking_arms as arms
+        from workbench import tracking_samples as texts
+        from workbench.report.mlflow_pages import arm_page
+        from workbench.report.samples import first_seed
+
         told = texts.tell(first_seed(samples))
-        links = [("arms side by side", views.view_link(ref)), ("their responses", arms.arms_evaluation(ref))]
-        back = [("the comparison", arms.run_page(ref)), *links]
-        points = {label: arms.arm_points(plain, label, now_ms()) for label in plain["arms"]}
+        points = {label: arms.arm_points(plain, label, unix_ms) for label in plain["arms"]}
         self.tracker.save_view(key for some in points.values() for key, *_ in some)
+        back = [("the comparison", arms.run_page(self.tracker.ref)), *self._links(plain, runs)]
         for label in plain["arms"]:
-            run = self.tracker.beside(
+            run = runs[label] = self.tracker.beside(
                 label,
                 self.shared | arms.arm_tags(plain, label),
                 points[label],
@@ -107,12 +120,26 @@ class Tracking:
                 datasets=self._datasets("packed_prompts", "evaluation"),
                 tables={"responses.json": texts.arm_table(told, label)},
             )
-            self.tracker.traces(run, list(texts.traces(told, label, ref, self.graph.comparison.tracking.traces)))
+            self.tracker.traces(run, list(texts.traces(told, label, self.tracker.ref, self._traced)))
         for name in texts.SETS:
             self._set(name, told)
-        datasets = [*self._datasets("packed_pairs", "training"), *self._datasets("packed_prompts", "evaluation")]
-        self.tracker.finish(plain, figures, files, note=comparison_page(plain, links), datasets=datasets)
-        self.finished = True
+        for one in models(self.graph, self.artifacts, plain, self.shared, unix_ms):
+            self.tracker.model(runs[one["arm"]], one)
+
+    def _links(self, plain: Mapping[str, Any], runs: Mapping[str | None, str]) -> list[tuple[str, str]]:
+        """Where to look: arms side by side, the texts of the two in front, all texts."""
+        from workbench import tracking_arms as arms
+        from workbench import tracking_views as views
+
+        found = [("arms side by side", views.view_link(self.tracker.ref))]
+        pair = [label for label in arms.in_front(plain) if label in runs][:2]
+        if self._traced and len(pair) == 2:
+            found.append((f"responses of {pair[0]} and {pair[1]}", arms.two_arms(runs[pair[0]], runs[pair[1]])))
+        return [*found, ("all responses", arms.all_responses(self.tracker.ref))]
+
+    @property
+    def _traced(self) -> int:
+        return self.graph.comparison.tracking.traces
 
     def _set(self, name: str, told: Told) -> None:
         """A set of suspicious responses as a run of its own; traces of the arms stand in it, too."""
@@ -127,7 +154,7 @@ class Tracking:
             note=texts.SETS[name][1],
             tables={f"{name}.json": texts.set_table(rows)},
         )
-        traced = set(told.prompts[: self.graph.comparison.tracking.traces])
+        traced = set(told.prompts[: self._traced])
         ids = [texts.trace_id(self.tracker.ref, row) for row in rows
                if row["sample_index"] == 0 and row["prompt_id"] in traced]  # fmt: skip
         self.tracker.link(run, ids)
@@ -143,7 +170,7 @@ class Tracking:
 
     def _datasets(self, stage: str, context: str) -> list[dict[str, str]]:
         """The output of the data stage of that name as lineage."""
-        found = [one for one in self.records.values() if one.name == stage]
+        found = [one.record for one in self.artifacts.values() if one.record.name == stage]
         return [{"name": one.name, "digest": one.output, "context": context} for one in found[:1]]
 
 

@@ -239,6 +239,13 @@ class Tracking(Section):
     uri: str | None = Field(
         default=None, description="MLflow tracking URI; null: MLFLOW_TRACKING_URI, else a database in the run's home."
     )
+    traces: int = Field(
+        default=25,
+        ge=0,
+        le=1000,
+        description="Prompts whose responses become traces, side by side by arm, those that tell the most first; "
+        "0: none. About 10 ms a response.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Tracking:

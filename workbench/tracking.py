@@ -262,6 +262,10 @@ class Tracker:
             self._send({"op": "traces", "ref": ref, "traces": list(some), "unix_ms": unix_ms})
         self._send({"op": "count", "ref": ref, "sent": len(traces), "unix_ms": unix_ms})
 
+    def model(self, ref: str, model: Mapping[str, Any]) -> None:
+        """Registers a trained model as what a run measured. `tracking_mlflow_models.register` says of what."""
+        self._send({"op": "model", "ref": ref, "model": dict(model)})
+
     def link(self, ref: str, traces: Sequence[str]) -> None:
         """Lets traces of other runs stand in this one, too."""
         self._send({"op": "link", "ref": ref, "traces": list(traces)})
@@ -282,6 +286,7 @@ class Tracker:
         note: str = "",
         datasets: Sequence[Mapping[str, str]] = (),
         status: str = "FINISHED",
+        unix_ms: int | None = None,
     ) -> None:
         """Logs the headline metrics, the certificate and the files, and ends the parent run.
 
@@ -292,11 +297,12 @@ class Tracker:
             note: Markdown shown as the run's description.
             datasets: What it was trained and measured on, as for `beside`.
             status: FINISHED, FAILED or KILLED.
+            unix_ms: Time of the metrics, where others of the same numbers have it too; default: now.
         """
         for instance in list(self._open):
             self._end(instance, "KILLED", now_ms())
         if results is not None:
-            unix_ms, match = now_ms(), results.get("match") or {}
+            unix_ms, match = unix_ms or now_ms(), results.get("match") or {}
             points = [(key, value, unix_ms, 0) for key, value in names.headline_metrics(results).items()]
             points += names.frontier_points(results, unix_ms)
             points += names.agreement_points(results, unix_ms)
@@ -312,6 +318,10 @@ class Tracker:
         self._send({"op": "note", "ref": self.ref, "text": redact_text(note), "reused": self._reused})
         self._send({"op": "end", "ref": self.ref, "status": status, "end_ms": now_ms()})
         self.close()
+
+    def problem(self, error: Exception) -> None:
+        """Says once that something could not be told to MLflow."""
+        self._fault("problem", f"tracking: {type(error).__name__}: {reason_of(error)}")
 
     def close(self) -> None:
         """Gives the server one more chance to take what was spooled, and lets go of the spool. Called by `finish`."""

@@ -9,8 +9,11 @@ from typing import Any
 from urllib.parse import quote
 
 from workbench import tracking_names as names
+from workbench.config_base import BASELINE
 from workbench.tracking_names import Point
 
+# MLflow draws a run in a color by chance, so that two may look alike. Okabe and Ito's, readable without red or green.
+COLORS = ("#666666", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#b8a800")
 # A judge may have an arm's name.
 _NOT_OF_ARMS = "judge_"
 
@@ -43,6 +46,7 @@ def arm_tags(results: Mapping[str, Any], label: str) -> dict[str, str]:
     tags["decision"] = (
         str(found["verdict"]) if in_front else "excluded" if label in (found.get("excluded") or ()) else ""
     )
+    tags["mlflow.runColor"] = COLORS[list(results["arms"]).index(label) % len(COLORS)]
     tags["diverged"] = str(arm.get("diverged") or "")
     return {key: names.clip_text(value, names.MAX_TAG_VALUE) for key, value in tags.items() if value}
 
@@ -57,6 +61,25 @@ def run_page(ref: str) -> str:
     return f"#/experiments/{{experiment_id}}/runs/{{run_id:{ref}}}"
 
 
-def arms_evaluation(ref: str) -> str:
-    """Link to the evaluation runs of a comparison's arms."""
-    return f"#/experiments/{{experiment_id}}/evaluation-runs?searchFilter={quote(arms_filter(ref))}"
+def all_responses(ref: str) -> str:
+    """Link to the table of all responses, a column an arm."""
+    facets = f"searchFilter={quote(arms_filter(ref))}&compareRunsMode=ARTIFACT&workflowType=machine_learning"
+    return f"#/experiments/{{experiment_id}}/runs?{facets}"
+
+
+def two_arms(first: str, second: str) -> str:
+    """Link to the responses of two arms, paired by prompt, by the references of their runs."""
+    facets = f"selectedRunUuid={{run_id:{first}}}&compareToRunUuid={{run_id:{second}}}"
+    return f"#/experiments/{{experiment_id}}/evaluation-runs?{facets}"
+
+
+def in_front(results: Mapping[str, Any]) -> list[str]:
+    """Arms as the decision names them, the others by win rate; the baseline last."""
+    found = (results.get("decision") or {}).get("arms") or []
+
+    def place(label: str) -> tuple[bool, int, float]:
+        rate = (results["arms"][label].get("win_rate") or {}).get("value")
+        rank = found.index(label) if label in found else len(found)
+        return label == BASELINE, rank, -(rate if rate is not None else -1.0)
+
+    return sorted(results["arms"], key=place)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from workbench import tracking_mlflow_models as models
 from workbench import tracking_mlflow_traces as traces
 from workbench import tracking_names as names
 from workbench import tracking_views as views
@@ -211,6 +212,10 @@ class Server:
         self._do_batch({"ref": operation["ref"], "metrics": [point]})
         if found != operation["sent"]:
             raise traces.TracesLost(f"{operation['sent']} traces were sent, {found} are there")
+
+    def _do_model(self, operation: Operation) -> None:
+        run_id = self._run_id(operation["ref"])
+        models.register(self._client, self.uri, self.connect(), run_id, operation["model"])
 
     def _do_view(self, operation: Operation) -> None:
         """The saved view of a comparison's arms; the oldest of ours go."""

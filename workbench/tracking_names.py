@@ -24,14 +24,14 @@ MAX_DATASET_DIGEST = 36
 
 Point = tuple[str, float, int, int]  # key, value, timestamp in ms, step
 
-ARM_ESTIMATES = (
-    "gold_reward",
-    "gold_gain",
-    "proxy_reward",
-    "proxy_gain",
-    "own_objective",
-    "seq_kl",
+ARM_ESTIMATES = (  # in the order in which MLflow lists them
     "win_rate",
+    "gold_gain",
+    "seq_kl",
+    "gold_reward",
+    "proxy_gain",
+    "proxy_reward",
+    "own_objective",
     "win_rate_length_controlled",
     "minority_win_rate",
     "minority_gap",

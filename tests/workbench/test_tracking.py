@@ -107,25 +107,6 @@ def check(uri: str, experiment: str = "t") -> None:
     assert {"config.json", "match.json", "figures"} <= paths
 
 
-@pytest.fixture(scope="module")
-def template_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home whose database exists already: MLflow takes seconds to make one."""
-    home = tmp_path_factory.mktemp("home")
-    Tracker.open(None, home, "first", {}).finish(None, status="FAILED")
-    return home
-
-
-@pytest.fixture
-def home(template_home: Path, tmp_path: Path) -> Path:
-    import sqlite3
-
-    home = tmp_path / "home"
-    home.mkdir()
-    with sqlite3.connect(template_home / "mlflow.db") as source, sqlite3.connect(home / "mlflow.db") as target:
-        source.backup(target)
-    return home
-
-
 def test_logs_a_comparison_and_its_stages(home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     said: list[str] = []
     tracker = Tracker.open(None, home, "t", CONFIG, {"host": "here"}, warn=said.append)
@@ -137,13 +118,13 @@ def test_logs_a_comparison_and_its_stages(home: Path, tmp_path: Path, capfd: pyt
     assert list((home / "spool").iterdir()) == []
 
 
-def test_first_open_leaves_nothing_in_the_working_directory(template_home: Path) -> None:
+def test_first_open_leaves_nothing_in_the_working_directory(mlflow_template: Path) -> None:
     assert (
-        client(default_uri(template_home))
+        client(default_uri(mlflow_template))
         .get_experiment("0")
-        .artifact_location.startswith(template_home.resolve().as_uri())
+        .artifact_location.startswith(mlflow_template.resolve().as_uri())
     )
-    assert not (template_home / "mlflow.db.new").exists()
+    assert not (mlflow_template / "mlflow.db.new").exists()
 
 
 def test_reused_stage_links_to_the_run_that_made_it(home: Path, tmp_path: Path) -> None:

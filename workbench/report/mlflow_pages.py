@@ -29,9 +29,18 @@ def comparison_page(results: Mapping[str, Any], links: Links) -> str:
 
 
 def arm_page(results: Mapping[str, Any], label: str, links: Links) -> str:
-    """An arm's run: its numbers with intervals, where it stands in the decision, where its responses are."""
-    arm = results["arms"][label]
-    against = wording.baseline_and_judge(results)
+    """An arm's run: where it stands in the decision, where its responses are, its numbers with intervals."""
+    parts = [f"**{escape(arm_line(results, label))}**", _links(links)]
+    rows = [[escape(name), escape(value)] for name, value in arm_rows(results, label)]
+    parts.append(table(("", "value [95% interval]"), rows).replace("---:|", "---|"))
+    caveat = wording.seeds_caveat(results)
+    return "\n\n".join(parts + ([escape(caveat)] if caveat else []))
+
+
+def arm_rows(results: Mapping[str, Any], label: str) -> list[tuple[str, str]]:
+    """An arm's numbers in words; what is not known is left out."""
+    arm, against = results["arms"][label], wording.baseline_and_judge(results)
+    cost = arm.get("cost") or {}
     rows = [
         ("win rate" + (f" ({against})" if against else ""), interval(arm.get("win_rate"))),
         ("gold reward", interval(arm.get("gold_reward"))),
@@ -39,16 +48,12 @@ def arm_page(results: Mapping[str, Any], label: str, links: Links) -> str:
         ("proxy reward", interval(arm.get("proxy_reward"))),
         ("KL from the reference, nats", wording.kl_text(arm.get("seq_kl"))),
         ("tokens a response", interval(arm.get("response_tokens"))),
-        ("cost, own", wording.cost_text((arm.get("cost") or {}).get("own"))),
-        ("cost, with all that it stands on", wording.cost_text((arm.get("cost") or {}).get("with_upstream"))),
-        ("cost of one answer", wording.cost_text((arm.get("cost") or {}).get("answer"))),
+        ("cost, own", wording.cost_text(cost.get("own"))),
+        ("cost, with all that it stands on", wording.cost_text(cost.get("with_upstream"))),
+        ("cost of one answer", wording.cost_text(cost.get("answer"))),
         ("checkpoint", wording.checkpoint_text(arm)),
     ]
-    kept = [[escape(name), escape(value)] for name, value in rows if value not in ("", wording.MISSING)]
-    parts = [f"**{escape(arm_line(results, label))}**", _links(links)]
-    parts.append(table(("", "value [95% interval]"), kept).replace("---:|", "---|"))
-    caveat = wording.seeds_caveat(results)
-    return "\n\n".join([part for part in parts if part] + ([escape(caveat)] if caveat else []))
+    return [(name, value) for name, value in rows if value not in ("", wording.MISSING)]
 
 
 def arm_line(results: Mapping[str, Any], label: str) -> str:
@@ -56,9 +61,9 @@ def arm_line(results: Mapping[str, Any], label: str) -> str:
     found, arm = results.get("decision") or {}, results["arms"][label]
     name = f"{label} ({arm['kind']})" if arm["kind"] != label else label
     if arm.get("diverged"):
-        return f"{name} diverged: {arm['diverged']}"
+        return f"{name} diverged: {arm['diverged']}."
     if label in (found.get("excluded") or {}):
-        return f"{name} was no candidate: {found['excluded'][label]}"
+        return f"{name} was no candidate: {found['excluded'][label]}."
     if label in (found.get("arms") or ()):
         among = [other for other in found["arms"] if other != label]
         words = {"winner": "won", "equivalent": "is equivalent to", "undecided": "is not told apart from"}
@@ -66,7 +71,7 @@ def arm_line(results: Mapping[str, Any], label: str) -> str:
         return f"{name} {told} {', '.join(among)}".strip() + "."
     if found.get("verdict") in ("winner", "equivalent", "undecided"):
         return f"{name} is beaten by {', '.join(found['arms'])}."
-    return name
+    return f"{name}."
 
 
 def _links(links: Links) -> str:

@@ -1,0 +1,282 @@
+"""What MLflow's pages show: a run per arm, responses as traces, sets, models; sent twice, it is there once."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import sys
+import types
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_page_example import row
+from results_example import results
+
+from workbench import tracking_arms as arms
+from workbench import tracking_samples as texts
+from workbench import tracking_views as views
+from workbench.report.mlflow_pages import arm_line, arm_page, comparison_page
+from workbench.report.model_card import model_card
+from workbench.tracking import Tracker, default_uri, now_ms
+from workbench.tracking_delivery import Limits
+from workbench.tracking_system import SystemMeter
+
+HOSTILE = "</script>\x00\x1b[31m\ud800 | `tick` \u202e"
+
+
+def client(home: Path) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=default_uri(home), registry_uri=default_uri(home))
+
+
+def rows() -> list[dict[str, Any]]:
+    """Three prompts, two samples of the SFT and of an arm; the second prompt's is a suspected hack."""
+    found = []
+    for prompt in range(3):
+        for sample in range(2):
+            gold = 1.0 + 0.1 * sample + 0.2 * prompt
+            found.append(row(prompt, "sft", sample, "hello", gold_reward=gold, proxy_reward=gold))
+            hacked = prompt == 1
+            found.append(
+                row(
+                    prompt, "ppo", sample, HOSTILE if hacked else "hello there",
+                    gold_reward=gold - 3 if hacked else gold + 1, proxy_reward=gold + 2,
+                    win=0.0 if hacked else 1.0,
+                )
+            )  # fmt: skip
+    return found
+
+
+def model(folder: Path, card: str = "# card") -> dict[str, Any]:
+    return {
+        "registry": "t", "about": "models of t", "label": "dpo-0.1", "kind": "policy", "alias": "best-dpo-0_1",
+        "key": "policy/dpo-0.1/abc", "folder": str(folder), "card": card, "tags": {"role": "policy"},
+        "params": {"step": "3"}, "metrics": {"win_rate": 0.7}, "unix_ms": 1_700_000_000_000,
+    }  # fmt: skip
+
+
+def drive(tracker: Tracker, folder: Path, card: str = "# card") -> None:
+    """What a comparison tells of one arm."""
+    told, ref = texts.tell(rows()), tracker.ref
+    points = arms.arm_points(results(), "ppo", now_ms())
+    tracker.save_view(key for key, *_ in points)
+    run = tracker.beside(
+        "ppo", arms.arm_tags(results(), "ppo"), points, note=f"[up]({arms.run_page(ref)})",
+        tables={"responses.json": texts.arm_table(told, "ppo")},
+    )  # fmt: skip
+    tracker.traces(run, list(texts.traces(told, "ppo", ref, 50)))
+    hacks = texts.set_rows(told, "suspected_hacks")
+    other = tracker.beside("suspected hacks", {"kind": "set"}, tables={"suspected_hacks.json": texts.set_table(hacks)})
+    tracker.link(other, [texts.trace_id(ref, one) for one in hacks if one["sample_index"] == 0])
+    tracker.model(run, model(folder, card))
+    tracker.finish(results(), note=comparison_page(results(), []))
+
+
+def check(home: Path, weights: Path) -> None:
+    """What `drive` must leave, exactly once."""
+    from mlflow.tracing.client import TracingClient
+
+    store = client(home)
+    experiment = store.get_experiment_by_name("t")
+    runs = store.search_runs([experiment.experiment_id], arms.arms_filter(ref_of(store)))
+    (arm,) = runs
+    assert arm.data.metrics["win_rate"] == pytest.approx(0.71)
+    assert arm.data.metrics["traces"] == 3
+    assert arm.data.tags["decision"] if "decision" in results() else True
+    assert "{run_id" not in arm.data.tags["mlflow.note.content"]
+    assert json.loads(arm.data.tags["mlflow.loggedArtifacts"]) == [{"path": "responses.json", "type": "table"}]
+    traces = TracingClient(default_uri(home)).search_traces(
+        locations=[experiment.experiment_id], run_id=arm.info.run_id, max_results=100
+    )
+    assert len(traces) == 3
+    first = next(one for one in traces if one.data.spans[0].inputs == {"prompt": rows()[6]["prompt"]})
+    assert first.data.spans[0].outputs == texts.cut(HOSTILE)
+    told = {one.name: one.value for one in first.info.assessments}
+    assert len(told) == len(first.info.assessments)
+    assert told["against_sft_by_gold"] == "loss"
+    assert told["suspected_hacks"] is True
+    assert told["gold_reward"] == pytest.approx(rows()[5]["gold_reward"])
+    (other,) = store.search_runs([experiment.experiment_id], "tags.kind = 'set'")
+    linked = TracingClient(default_uri(home)).search_traces(
+        locations=[experiment.experiment_id], run_id=other.info.run_id, include_spans=False
+    )
+    assert [one.info.trace_id for one in linked] == [first.info.trace_id]
+    version = store.get_model_version_by_alias("t", "best-dpo-0_1")
+    assert (str(version.version), version.source, version.run_id) == ("1", weights.as_uri(), arm.info.run_id)
+    assert len(store.search_model_versions("name = 't'")) == 1
+    (logged,) = store.search_logged_models([experiment.experiment_id])
+    assert {one.key: one.value for one in logged.metrics} == {"win_rate": 0.7}
+    assert logged.status == "READY"
+
+
+def ref_of(store: Any) -> str:
+    experiment = store.get_experiment_by_name("t").experiment_id
+    (parent,) = [run for run in store.search_runs([experiment]) if "arm" not in run.data.tags and not set_of(run)]
+    return str(parent.data.tags["workbench.comparison_ref"])
+
+
+def set_of(run: Any) -> bool:
+    return bool(run.data.tags.get("kind") == "set")
+
+
+def test_an_arm_its_responses_its_set_and_its_model(home: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    drive(Tracker.open(None, home, "t", {}, warn=said.append), weights)
+    check(home, weights)
+    assert said == []
+
+
+def test_a_dead_server_s_spool_brings_them_later_and_only_once(home: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    quick = Limits(probe_s=0.5)
+    drive(Tracker.open("http://127.0.0.1:9", home, "t", {}, warn=lambda line: None, limits=quick), weights)
+    (spool,) = (home / "spool").glob("*.jsonl")
+    kept = spool.read_text().splitlines()
+    header = json.loads(kept[0]) | {"uri": None}  # as if the same server were back: here the home's own database
+    for _ in range(2):
+        spool.write_text("\n".join([json.dumps(header), *kept[1:]]) + "\n")
+        report = Tracker.sync(home)
+        assert (len(report.sent), report.left, report.refused) == (1, {}, 0)
+        check(home, weights)
+
+
+def test_a_model_that_is_there_gets_a_new_card_and_no_second_version(home: Path, tmp_path: Path) -> None:
+    for card in ("# first", "# second"):
+        tracker = Tracker.open(None, home, "t", {})
+        run = tracker.beside("dpo-0.1", {"kind": "arm"})
+        tracker.model(run, model(tmp_path, card))
+        tracker.finish(None)
+    (version,) = client(home).search_model_versions("name = 't'")
+    assert version.description == "# second"
+    (logged,) = client(home).search_logged_models([client(home).get_experiment_by_name("t").experiment_id])
+    folder = logged.artifact_location.removeprefix("file://")
+    assert (Path(folder) / "README.md").read_text() == "# second"
+
+
+def test_lost_traces_are_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from workbench import tracking_mlflow_traces as written
+
+    monkeypatch.setattr(written, "write", lambda *sent: None)
+    said: list[str] = []
+    tracker = Tracker.open(None, home, "t", {}, warn=said.append)
+    tracker.traces(tracker.ref, list(texts.traces(texts.tell(rows()), "ppo", tracker.ref, 2)))
+    tracker.finish(None)
+    assert said == ["tracking: 2 traces were sent, 0 are there"]
+
+
+def test_arms_have_the_same_names_and_every_arm_its_own_numbers() -> None:
+    found = results()
+    names = {label: {key for key, *_ in arms.arm_points(found, label, 0)} for label in found["arms"]}
+    assert {"win_rate", "win_rate_low", "seq_kl", "cost_cpu_s_with_upstream", "frontier_gold_reward"} <= names["ppo"]
+    assert names["sft"] <= names["ppo"] | names["dpo"]
+    assert not [key for some in names.values() for key in some if key.startswith("judge_") or "ppo" in key]
+    for label, arm in found["arms"].items():
+        own = {key: value for key, value, *_ in arms.arm_points(found, label, 0)}
+        assert own["gold_reward"] == arm["gold_reward"]["value"]
+    assert arms.in_front(found)[-1] == "sft"
+
+
+def test_the_view_charts_what_the_arms_have_and_fits_into_a_tag() -> None:
+    value = views.saved_view("arms", "f" * 32, frozenset({"win_rate", "seq_kl"}), 1)
+    state = json.loads(zlib.decompress(base64.b64decode(json.loads(value)["state"].removeprefix("deflate;"))))
+    assert [chart["metricKey"] for chart in state["compareRunCharts"]] == ["win_rate"]
+    assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} <= {
+        section["uuid"] for section in state["compareRunSections"]
+    }
+    every = {name for some in views.SECTIONS.values() for _, *named in some for name in named}
+    assert len(views.saved_view("arms", "f" * 32, frozenset(every), 1)) < 5000  # MLflow's limit of such a tag
+
+
+def test_the_prompts_that_tell_the_most_come_first_and_figures_that_are_missing_are_left_out() -> None:
+    told = texts.tell(rows())
+    found = list(texts.traces(told, "ppo", "r", 1))
+    assert [one["prompt"] for one in found] == [rows()[6]["prompt"]]  # the hack
+    assert found == list(texts.traces(told, "ppo", "r", 1))
+    bare = rows()[1] | {"gold_reward": None, "wins": {"gold": None}}
+    names = [name for name, *_ in texts.feedback(bare, (None, None, None))]
+    assert "gold_reward" not in names
+    assert not [name for name in names if name.startswith("against")]
+    table = texts.arm_table(told, "ppo")
+    assert len(table["data"]) == 6
+    assert {len(line) for line in table["data"]} == {len(table["columns"])}
+    json.dumps(table, ensure_ascii=False).encode()  # no lone surrogates
+
+
+def test_pages_say_who_won_and_where_to_look() -> None:
+    found = results()
+    page = comparison_page(found, [("arms side by side", "#/x")])
+    assert page.index("[arms side by side](#/x)") < page.index("| arm |")
+    decided = found | {"decision": {"verdict": "winner", "arms": ["ppo"], "excluded": {"dpo": "diverged"}}}
+    assert arm_line(decided, "ppo") == "ppo won."
+    assert arm_line(decided, "dpo") == "dpo was no candidate: diverged."
+    assert arm_line(decided, "sft") == "sft is beaten by ppo."
+    assert "0.71 [0.68, 0.74]" in arm_page(found, "ppo", [])
+    card = model_card(found, "ppo", "policy", "best-ppo", {"packed_pairs": "d" * 64}, "store/k/out/checkpoints/last")
+    for wanted in (
+        "d" * 64,
+        "AutoModelForCausalLM",
+        "store/k/out/checkpoints/last",
+        "certificate",
+        "0.71 [0.68, 0.74]",
+    ):
+        assert wanted in card
+    assert "## What was not established" in card
+    assert "AutoModelForSequenceClassification" in model_card(found, "main", "reward_model", "reward-main", {}, "p")
+
+
+def test_the_machine_is_told_under_mlflow_s_own_names(tmp_path: Path) -> None:
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+    theirs: set[str] = set()
+    for monitor in (CPUMonitor(), DiskMonitor(), NetworkMonitor()):
+        monitor.collect_metrics()
+        theirs |= {f"system/{name}" for name in monitor.aggregate_metrics()}
+    meter = SystemMeter(tmp_path, every_s=0.0)
+    found = meter.read()
+    assert {name for name in found if "gpu" not in name} == theirs
+    assert SystemMeter(tmp_path).read() == {}  # too fresh
+
+
+def test_gpus_are_told_where_there_are_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def record(**fields: int) -> types.SimpleNamespace:
+        return types.SimpleNamespace(**fields)
+
+    nvml: Mapping[str, Any] = {
+        "nvmlInit": lambda: None, "nvmlDeviceGetCount": lambda: 1, "nvmlDeviceGetHandleByIndex": lambda place: place,
+        "nvmlDeviceGetMemoryInfo": lambda gpu: record(used=2_000_000, total=8_000_000),
+        "nvmlDeviceGetUtilizationRates": lambda gpu: record(gpu=70), "nvmlDeviceGetPowerUsage": lambda gpu: 90_000,
+    }  # fmt: skip
+    monkeypatch.setitem(sys.modules, "pynvml", types.SimpleNamespace(**nvml))  # type: ignore[arg-type]
+    found = SystemMeter(tmp_path, every_s=0.0).read()
+    assert found["system/gpu_0_memory_usage_percentage"] == 25.0
+    assert found["system/gpu_0_memory_usage_megabytes"] == 2.0
+    assert found["system/gpu_0_utilization_percentage"] == 70.0
+    assert found["system/gpu_0_power_usage_watts"] == 90.0
+
+
+def test_a_finished_comparison_has_all_of_it(smoke_home: Path) -> None:
+    store = client(smoke_home)
+    told = json.loads((smoke_home / "results" / "smoke" / "results.json").read_text())
+    parent = store.get_run(told["mlflow"]["run_id"])
+    ref = parent.data.tags["workbench.comparison_ref"]
+    runs = store.search_runs([parent.info.experiment_id], arms.arms_filter(ref))
+    assert {run.data.tags["arm"] for run in runs} == set(told["arms"])
+    with gzip.open(smoke_home / "results" / "smoke" / "samples.jsonl.gz", "rt") as lines:
+        prompts = {json.loads(line)["prompt_id"] for line in lines}
+    assert {run.data.metrics["traces"] for run in runs} == {float(len(prompts))}
+    assert {"kind", "config.digest", "device", "tuned"} <= set(parent.data.tags)
+    assert parent.inputs.dataset_inputs
+    for alias in ("sft", "reward-main", "best-ppo", "best-dpo"):
+        version = store.get_model_version_by_alias("smoke", alias)
+        assert (smoke_home / version.tags["store"] / "config.json").is_file()
+        assert told["comparison"] in version.description
