@@ -81,6 +81,8 @@ def resolve_origin(comparison: Comparison, store: Store, *, tuning: bool = False
     for label, arm in comparison.arms.items():
         if isinstance(arm, PPO) and arm.compile:
             check_compiler(device, f"arms.{label}.compile")
+    if comparison.sampling.cache == "compiled":
+        check_compiler(device, "sampling.cache")
     folder = model_folder(model.policy, model.revision) if model.policy is not None else None
     if folder is not None:
         context, stop_ids = context_of(folder), model.stop_token_ids or stop_ids_of(folder)

@@ -77,7 +77,7 @@ class Comparison(Section):
 
     def semantic(self) -> dict[str, Any]:
         """The fields that can change a result, JSON-able: all but description, tracking, tuning, resources.workers and
-        how a judge's endpoint is reached."""
+        how a judge's endpoint or a sampling server is reached."""
         dump = self.model_dump(mode="json", exclude={"description": True, "tracking": True, "tuning": True})
         del dump["resources"]["workers"]
         dump["sampling"] = self.sampling.semantic()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from importlib.machinery import PathFinder
@@ -93,6 +95,7 @@ def check_paths(comparison: Comparison) -> None:
         IntegrityError: The one kind of problem is a model folder with pickled weights.
     """
     model = [*_policy_problems(comparison), *_gold_problems(comparison), *_judge_problems(comparison)]
+    model += _server_problems(comparison)
     data = list(_data_problems(comparison))
     found = [*model, *data]
     if not found:
@@ -119,6 +122,14 @@ def _policy_problems(comparison: Comparison) -> Iterator[_PathProblem]:
             if text is not None and is_local(text):
                 where = f"reward_models.{name}.{field}"
                 yield from _folder_problems(where, Path(text), trusted=model.trust_remote_code)
+
+
+def _server_problems(comparison: Comparison) -> Iterator[_PathProblem]:
+    server = comparison.sampling.server
+    program = shlex.split(server.command)[0] if server is not None and server.command is not None else None
+    if program is not None and shutil.which(program) is None:
+        message = f"no such program: {program}; expected one on PATH, or the full path of one in its own environment"
+        yield "sampling.server.command", message, False
 
 
 def _gold_problems(comparison: Comparison) -> Iterator[_PathProblem]:

@@ -106,7 +106,7 @@ class ServerSampler:
         self._path = log.work / KEPT_FILE
         self._kept: dict[int, Mapping[str, Any]] = {}
         self._lock = threading.Lock()
-        self._seconds, self._cpu_seconds, self._asked = 0.0, 0.0, 0
+        self._clock = 0.0, 0.0  # wall and CPU seconds when the last response came
 
     def sample(
         self, folder: Path, requests: Sequence[Request], *, seed: int, on_batch: Callable[[int], None]
@@ -131,10 +131,8 @@ class ServerSampler:
         on_batch(len(self._kept))
         if missing:
             with self._reached(folder) as (url, running):
-                wall_s, cpu_s = time.monotonic(), time.process_time()
+                self._clock = time.monotonic(), time.process_time()
                 self._ask_all(missing, requests, url, folder, seed, on_batch, running)
-                self._seconds, self._cpu_seconds = time.monotonic() - wall_s, time.process_time() - cpu_s
-                self._asked = len(missing)
         found = [self._kept[number] for number in range(len(requests))]
         retokenized = sum(bool(one["retokenized"]) for one in found)
         if retokenized > MOST_RETOKENIZED * len(found):
@@ -175,12 +173,10 @@ class ServerSampler:
 
     @property
     def took(self) -> dict[str, float]:
-        """Seconds of drawing all responses, without the server's start: CPU seconds are ours alone, not the server's.
-
-        What an earlier attempt drew is counted at the rate of this one.
-        """
-        share = len(self._kept) / self._asked if self._asked else 0.0
-        return {"sampling_wall_s": self._seconds * share, "sampling_cpu_s": self._cpu_seconds * share}
+        """Seconds of drawing all responses, over all attempts, without the server's start; CPU seconds are ours alone,
+        not the server's."""
+        wall_s, cpu_s = (sum(one[name] for one in self._kept.values()) for name in ("wall_s", "cpu_s"))
+        return {"sampling_wall_s": wall_s, "sampling_cpu_s": cpu_s}
 
     # ------------------------------------------------------------------------------------------------ asking
 
@@ -246,8 +242,11 @@ class ServerSampler:
         ids, reason, retokenized = self._read_text(request, answer) if self._text else self._read_ids(request, answer)
         row = {"row": number, "ids": ids, "finish_reason": reason, "retokenized": retokenized}
         with self._lock, fsio.disk_errors("Keeping a sampled response", self._path.parent):
+            # Since the response before, so that the sum over responses is what drawing them took.
+            now = time.monotonic(), time.process_time()
+            row |= {"wall_s": now[0] - self._clock[0], "cpu_s": now[1] - self._clock[1]}
             fsio.append_json(self._path, row)
-            self._kept[number] = row
+            self._kept[number], self._clock = row, now
         return None
 
     def _body(self, request: Request, folder: Path, seed: int, number: int) -> dict[str, Any]:
@@ -352,12 +351,6 @@ def _ids(value: Any) -> list[int] | None:
 
 
 def _whole(row: Mapping[str, Any]) -> bool:
-    return (
-        isinstance(row.get("row"), int)
-        and bool(_ids(row.get("ids")))
-        and row.get("finish_reason")
-        in (
-            "stop",
-            "length",
-        )
-    )
+    numbers = all(isinstance(row.get(name), float) for name in ("wall_s", "cpu_s"))
+    ended = row.get("finish_reason") in ("stop", "length")
+    return numbers and ended and isinstance(row.get("row"), int) and bool(_ids(row.get("ids")))

@@ -17,6 +17,8 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer
 
+from workbench.errors import ConfigError
+
 LENGTH_STEP: Final = 128  # fixed shapes are multiples of it, so that batches share compiled code
 SHAPES: Final = 64  # batch sizes and lengths that one process may compile for
 
@@ -79,7 +81,7 @@ class FixedShapes:
         compile_step: Makes of the model the function that takes its steps; None: torch.compile.
 
     Raises:
-        ValueError: The model has layers that keep only a window.
+        ConfigError: The model has layers that keep only a window.
     """
 
     def __init__(
@@ -96,7 +98,9 @@ class FixedShapes:
         self._mask = torch.nn.functional.pad(mask, (0, self._length - mask.shape[1]), value=1)
         self._cache = StaticCache(config=model.config, max_cache_len=self._length)
         if any(layer.is_sliding for layer in self._cache.layers):
-            raise ValueError("a model with sliding-window layers cannot be sampled with sampling.cache: compiled")
+            raise ConfigError(
+                "got compiled, but this model has layers that see a window alone; use static", where="sampling.cache"
+            )
         self._rows = torch.arange(len(mask), device=mask.device)  # where each wanted row is in the batch
         self._step = (compile_step or _compiled_step)(model)
 

@@ -22,7 +22,7 @@ import pytest
 from tests.ml_helpers import PAD, STOPS, Log, World, build_world, policy_of, random_rows, tiny_model
 from tests.workbench.judging_server import Answer, Asked, serving
 from workbench import evaluation
-from workbench.config import SamplingServer, load_config
+from workbench.config import SamplingServer, check_paths, load_config
 from workbench.data.records_io import read_jsonl
 from workbench.errors import ConfigError, IntegrityError, SamplingError, StageInterrupted
 from workbench.models import save_model, trunk_digest
@@ -122,7 +122,10 @@ def test_the_stage_measures_the_servers_samples_by_our_own_models(world: World, 
     assert len(set(seeds)) == len(rows)
     body = server.asked[0].body
     assert (body["model"], body["temperature"], body["top_k"], body["ignore_eos"]) == (str(policy), 1.0, -1, True)
-    assert {step for step, _ in log.lines()} == {0}
+    ((step, values),) = log.lines()
+    assert step == 0
+    assert 0 < values["sampling_cpu_s"] < 60
+    assert 0 < values["sampling_wall_s"] < 600
 
 
 @pytest.mark.parametrize(
@@ -205,6 +208,9 @@ def test_a_server_that_dies_loses_nothing(world: World, tmp_path: Path, monkeypa
         assert len(server.asked) == 24
         whole, _, _ = generate(world, tmp_path / "w3", server.url)
     assert rows == whole
+    _, before = next(iter(Log(tmp_path / "w").lines()))
+    generate(world, tmp_path / "w", None, connection=connection("http://127.0.0.1:9", **options))  # nothing is asked
+    assert list(Log(tmp_path / "w").lines()) == [(0, before)], "the time of all attempts"
     assert KEY not in "".join(path.read_text() for path in (tmp_path / "w").rglob("*") if path.is_file())
 
 
@@ -361,6 +367,13 @@ def config_of(tmp_path: Path, sampling: str) -> Any:
 def test_a_wrong_block_is_refused_before_anything_runs(tmp_path: Path, sampling: str, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         config_of(tmp_path, sampling)
+
+
+def test_a_command_that_is_not_there_is_told_before_anything_runs(tmp_path: Path) -> None:
+    command = "{server: {command: 'no-such-server {model} {port}'}}"
+    with pytest.raises(ConfigError, match="no such program: no-such-server"):
+        check_paths(config_of(tmp_path, command))
+    check_paths(config_of(tmp_path, command.replace("no-such-server", sys.executable)))
 
 
 def test_what_draws_is_part_of_the_comparison_and_where_it_is_reached_is_not(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import transformers
 
 from tests.ml_helpers import PAD, STOPS, random_rows
 from workbench import sampling, static_cache
-from workbench.errors import ResourceError
+from workbench.errors import ConfigError, ResourceError
 from workbench.sampling import CacheKind, Decoding, sample
 
 
@@ -93,7 +93,7 @@ def test_fixed_shapes_draw_the_same_tokens(
 
 
 def test_fixed_shapes_are_refused_where_layers_slide_or_values_are_read(prompts: list[list[int]]) -> None:
-    with pytest.raises(ValueError, match="sliding"):
+    with pytest.raises(ConfigError, match="window"):
         drawn(new_model("mistral"), prompts, "compiled")
     with pytest.raises(ValueError, match="hook"):
         drawn(new_model("qwen2"), prompts, "compiled", value_head=lambda states: states.sum(-1))

@@ -89,7 +89,8 @@ class Client(Generic[T]):
         self._not_before = 0.0  # of all threads, after a server said when to come back
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         # A redirect would carry prompts, and perhaps the key, to where nobody asked for.
-        self._client = httpx2.Client(headers=headers, timeout=self._timeout_s, follow_redirects=False)
+        limits = httpx2.Limits(max_connections=None)  # the caller's threads are the limit
+        self._client = httpx2.Client(headers=headers, timeout=self._timeout_s, limits=limits, follow_redirects=False)
 
     def close(self) -> None:
         """Drops the connections; requests on their way fail."""
