@@ -46,7 +46,7 @@ def _logged_model(client: Any, experiment_id: str, run_id: str, one: Mapping[str
     """The logged model of these weights, with the card of now among its files."""
     condition = f"tags.`workbench.key` = '{one['key']}'"
     found = client.search_logged_models([experiment_id], condition, max_results=1)
-    tags = {**one["tags"], "workbench.key": one["key"], "folder": one["folder"]}
+    tags = {**one["tags"], "workbench.key": one["key"]}
     if found:
         model_id = str(found[0].model_id)
         client.set_logged_model_tags(model_id, tags)

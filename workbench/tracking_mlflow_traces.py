@@ -44,7 +44,7 @@ def write(uri: str, experiment_id: str, run_id: str, traces: Sequence[Mapping[st
             response_preview=one["response"],
             trace_metadata={"mlflow.sourceRun": run_id},
             tags={"mlflow.traceName": one["name"], **one["tags"]},
-            assessments=[_feedback(one["id"], *told, unix_ms) for told in one["feedback"]],
+            assessments=[_feedback(one["id"], name, value, by, unix_ms) for name, value, by in one["feedback"]],
         )
         client.start_trace(info)
     client.log_spans(experiment_id, [_span(one, (unix_ms - one["place"]) * 10**6) for one in traces])

@@ -23,8 +23,8 @@ PLACES = (
 def adopt_home(home: Path) -> int:
     """Lets the database of a moved or copied home name the artifacts where they lie now.
 
-    What lies outside the home's own `artifacts/` keeps its address. A database that another program made, without the
-    experiment by which the home's former place is known, is left alone.
+    What lies outside the home's own `artifacts/` and `store/` keeps its address. A database that another program made,
+    without the experiment by which the home's former place is known, is left alone.
 
     Args:
         home: Folder with mlflow.db and artifacts/; the caller holds the home's MLflow lock.
@@ -47,14 +47,19 @@ def adopt_home(home: Path) -> int:
             table: {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
             for table in {table for table, _ in PLACES}
         }
-        changed = 0
-        for table, column in PLACES:
-            if column in known[table]:
-                changed += connection.execute(
-                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
-                    (here, len(there) + 1, len(there) + 1, f"{there}/"),
-                ).rowcount
-        return changed
+        moves = [(table, column, there, here) for table, column in PLACES]
+        # The registered models' weights lie in the home's store, beside its artifacts.
+        moves.append(
+            ("model_versions", "source", *(f"{one.removesuffix('/artifacts')}/store" for one in (there, here)))
+        )
+        return sum(
+            connection.execute(
+                f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                (new, len(old) + 1, len(old) + 1, f"{old}/"),
+            ).rowcount
+            for table, column, old, new in moves
+            if column in known[table]
+        )
 
 
 def _former_place(connection: sqlite3.Connection) -> str | None:

@@ -23,6 +23,7 @@ from workbench.report.mlflow_pages import arm_line, arm_page, comparison_page
 from workbench.report.model_card import model_card
 from workbench.tracking import Tracker, default_uri, now_ms
 from workbench.tracking_delivery import Limits
+from workbench.tracking_moved import adopt_home
 from workbench.tracking_system import SystemMeter
 
 HOSTILE = "</script>\x00\x1b[31m\ud800 | `tick` \u202e"
@@ -159,6 +160,17 @@ def test_a_model_that_is_there_gets_a_new_card_and_no_second_version(home: Path,
     (logged,) = client(home).search_logged_models([client(home).get_experiment_by_name("t").experiment_id])
     folder = logged.artifact_location.removeprefix("file://")
     assert (Path(folder) / "README.md").read_text() == "# second"
+
+
+def test_models_move_with_their_home(home: Path, tmp_path: Path) -> None:
+    weights = home / "store" / "k" / "out"
+    tracker = Tracker.open(None, home, "t", {})
+    tracker.model(tracker.ref, model(weights))
+    tracker.finish(None)
+    moved = home.rename(tmp_path / "moved")
+    assert adopt_home(moved) > 0
+    version = client(moved).get_model_version_by_alias("t", "best-dpo-0_1")
+    assert version.source == (moved / "store" / "k" / "out").as_uri()
 
 
 def test_lost_traces_are_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
