@@ -257,6 +257,8 @@ class Tracker:
 
     def traces(self, ref: str, traces: Sequence[Mapping[str, Any]]) -> None:
         """Responses of a run, as traces; they are counted afterwards. `tracking_mlflow_traces.write` says of what."""
+        if not traces:
+            return
         unix_ms = now_ms()
         for some in names.in_batches(traces, AT_ONCE):
             self._send({"op": "traces", "ref": ref, "traces": list(some), "unix_ms": unix_ms})
@@ -268,7 +270,8 @@ class Tracker:
 
     def link(self, ref: str, traces: Sequence[str]) -> None:
         """Lets traces of other runs stand in this one, too."""
-        self._send({"op": "link", "ref": ref, "traces": list(traces)})
+        if traces:
+            self._send({"op": "link", "ref": ref, "traces": list(traces)})
 
     def save_view(self, metrics: Iterable[str]) -> None:
         """Saves a view of the runs page with the arms' charts; `metrics` are the names that they have."""

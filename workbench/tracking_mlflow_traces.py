@@ -15,7 +15,9 @@ PAGE = 500
 
 
 class TracesLost(Exception):
-    """Fewer traces are there than were sent."""
+    """Fewer traces are there than were sent. Counting again brings none back: it is not kept in the spool."""
+
+    error_code = "INVALID_PARAMETER_VALUE"
 
 
 def write(uri: str, experiment_id: str, run_id: str, traces: Sequence[Mapping[str, Any]], unix_ms: int) -> None:

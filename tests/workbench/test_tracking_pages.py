@@ -182,6 +182,14 @@ def test_lost_traces_are_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> No
     tracker.traces(tracker.ref, list(texts.traces(texts.tell(rows()), "ppo", tracker.ref, 2)))
     tracker.finish(None)
     assert said == ["tracking: 2 traces were sent, 0 are there"]
+    offline = Tracker.open("http://127.0.0.1:9", home, "t", {}, warn=said.append, limits=Limits(probe_s=0.5))
+    offline.traces(offline.ref, list(texts.traces(texts.tell(rows()), "ppo", offline.ref, 2)))
+    offline.finish(None)
+    (spool,) = (home / "spool").glob("*.jsonl")
+    kept = spool.read_text().splitlines()
+    spool.write_text("\n".join([json.dumps(json.loads(kept[0]) | {"uri": None}), *kept[1:]]) + "\n")
+    report = Tracker.sync(home)
+    assert (len(report.sent), report.refused) == (1, 1)  # the count alone; the rest of the journal is not held up
 
 
 def test_arms_have_the_same_names_and_every_arm_its_own_numbers() -> None:
