@@ -122,7 +122,7 @@ def test_ppos_adapters_learn_the_same_with_gradient_checkpointing(
     for again in (False, True):
         config = ppo_config(updates=2, critic=critic, sft_coef=0.1, learning_rate=1e-2, critic_warmup_updates=0) | LORA
         config |= {"gradient_checkpointing": again}
-        ppo.run(config, half, out := world.out("ppo"), Log(tmp_path / f"work{again}"))
+        ppo.run(config, half, out := world.out("ppo"), in_half(Log(tmp_path / f"work{again}")))
         digests.append(read_policy_set(out).checkpoints[-1].tensors)
     assert digests[0] == digests[1]
 
