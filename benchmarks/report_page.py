@@ -1,7 +1,7 @@
 """How large report.html is, how long it takes to open in a browser, and who can read it. Prints one JSON object.
 
     npm install --prefix DIR axe-core
-    python benchmarks/report_page.py RUN [--home DIR] [--prompts 1000] [--repeats 5] [--browser chromium]
+    python -m benchmarks.report_page RUN [--home DIR] [--prompts 1000] [--repeats 5] [--browser chromium]
         [--axe DIR/node_modules/axe-core/axe.min.js] [--picture report.png]
 
 The run's samples are multiplied to so many test prompts (the texts again, under ids of their own), the page is written
@@ -41,6 +41,7 @@ TIMES = """(() => {
   const drawn = location.href !== "about:blank" && done.loadEventEnd && paint && document.querySelector("article.card");
   return drawn ? {load: done.loadEventEnd, paint: paint.startTime} : null;
 })()"""
+PAINTED = "new Promise(done => requestAnimationFrame(() => setTimeout(() => requestAnimationFrame(done), 500)))"
 
 
 def multiplied(rows: list[dict[str, Any]], prompts: int) -> list[dict[str, Any]]:
@@ -151,6 +152,7 @@ class Browser:
         with self.tab(address, height=height) as tab:
             if at:
                 self.evaluate(tab.session, f"document.querySelector({json.dumps(at)}).scrollIntoView()")
+                self.evaluate(tab.session, PAINTED)
             data = self.call("Page.captureScreenshot", tab.session, format="png")["data"]
             file.write_bytes(base64.b64decode(data))
 
