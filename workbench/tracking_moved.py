@@ -49,9 +49,8 @@ def adopt_home(home: Path) -> int:
         }
         moves = [(table, column, there, here) for table, column in PLACES]
         # The registered models' weights lie in the home's store, beside its artifacts.
-        moves.append(
-            ("model_versions", "source", *(f"{one.removesuffix('/artifacts')}/store" for one in (there, here)))
-        )
+        old_store, new_store = (f"{one.removesuffix('/artifacts')}/store" for one in (there, here))
+        moves.append(("model_versions", "source", old_store, new_store))
         return sum(
             connection.execute(
                 f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
