@@ -20,7 +20,7 @@ TIMED = re.compile(r"^(cost|system)[/_]|_s$|_s/|per_s|memory|seconds|time|cpu") 
 TOLD_BY_ID = re.compile(r"^mlflow\.(parentRunId|note|log-model|loggedArtifacts|runColor)|ref$|digest$|home$")
 
 
-def ask(uri: str, path: str, body: Mapping[str, Any] | None = None, **query: str) -> Any:
+def ask(uri: str, path: str, body: Mapping[str, Any] | None = None, /, **query: str) -> Any:
     """One REST call; GET without a body."""
     address = f"{uri}/api/{path}" + (f"?{urllib.parse.urlencode(query)}" if query else "")
     data = None if body is None else json.dumps(body).encode()
