@@ -86,8 +86,8 @@ def server_fields(**changes: Any) -> dict[str, Any]:
 
 def connection(url: str | None, **changes: Any) -> dict[str, Any]:
     return {
-        "url": url, "api_key_env": None, "concurrency": 4, "timeout_s": 5.0, "max_retries": 2, "deadline_s": 20.0,
-        "start_timeout_s": 20.0, "backoff_s": 0.01,
+        "url": url, "api_key_env": None, "concurrency": 4, "timeout_s": 60.0, "max_retries": 2, "deadline_s": 240.0,
+        "start_timeout_s": 120.0, "backoff_s": 0.01,
     } | changes  # fmt: skip
 
 
@@ -124,8 +124,8 @@ def test_the_stage_measures_the_servers_samples_by_our_own_models(world: World, 
     assert (body["model"], body["temperature"], body["top_k"], body["ignore_eos"]) == (str(policy), 1.0, -1, True)
     ((step, values),) = log.lines()
     assert step == 0
-    assert 0 < values["sampling_cpu_s"] < 60
-    assert 0 < values["sampling_wall_s"] < 600
+    assert values["sampling_cpu_s"] > 0
+    assert values["sampling_wall_s"] > 0
 
 
 @pytest.mark.parametrize(
@@ -167,9 +167,12 @@ def test_own_samples_agree_within_the_stated_noise(world: World, temperature: fl
     assert not agreement(model, prompts, responses, shifted, 64).ok
 
 
-def failing(answers: Callable[[Asked], Answer], fault: Answer, at: Callable[[int], bool]) -> Callable[[Asked], Answer]:
-    """A server of which some requests, by number, get `fault`."""
-    return lambda asked: fault if at(asked.number) else answers(asked)
+Script = Callable[[Asked], Answer]
+
+
+def failing(answers: Script, fault: Answer, at: Callable[[Asked], bool]) -> Script:
+    """A server of which some requests get `fault`."""
+    return lambda asked: fault if at(asked) else answers(asked)
 
 
 @pytest.mark.parametrize(
@@ -182,17 +185,26 @@ def failing(answers: Callable[[Asked], Answer], fault: Answer, at: Callable[[int
     ids=["429", "500", "truncated"],
 )
 def test_faults_are_tried_again(world: World, tmp_path: Path, fault: Answer) -> None:
-    with serving(failing(Policies(world), fault, lambda number: number % 5 == 0)) as server:
+    tried: set[int] = set()
+
+    def first_try(asked: Asked) -> bool:
+        seed = asked.body["seed"]
+        if seed % 5 or seed in tried:
+            return False
+        tried.add(seed)
+        return True
+
+    with serving(failing(Policies(world), fault, first_try)) as server:
         rows, _, _ = generate(world, tmp_path / "w", server.url)
     assert len(rows) == 64
-    assert len(server.asked) > 64
+    assert len(server.asked) == 64 + len(tried) > 64
 
 
 def test_a_server_that_dies_loses_nothing(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_KEY", KEY)
     options = {"api_key_env": "LOCAL_KEY", "max_retries": 0}
     dead = Answer(status=503, raw=f"worker died, Authorization: Bearer {KEY}".encode())
-    with serving(failing(Policies(world), dead, lambda number: number >= 40)) as server:
+    with serving(failing(Policies(world), dead, lambda asked: asked.number >= 40)) as server:
         told = {"connection": connection(server.url, **options)}
         with pytest.raises(SamplingError, match="run again") as failed:
             generate(world, tmp_path / "w", None, **told)
