@@ -19,10 +19,12 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from workbench.errors import ConfigError, ResourceError
+from workbench.tracking_delivery import Limits
 from workbench.tracking_moved import adopt_home
 from workbench.tracking_spool import held, probe
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PATIENCE_S = 600.0  # for all slow calls of a sync that somebody waits for
 
 
 def server_command(home: Path, host: str, port: int, workers: int = 1) -> list[str]:
@@ -146,10 +148,15 @@ def send_spool(home: Path, say: Callable[[str], None]) -> tuple[dict[str, Any], 
 
     Returns:
         What was sent and what was not, as JSON; 0 if nothing is left that could be sent, else 3.
+
+    Raises:
+        ConfigError: There is no such home.
     """
     from workbench.tracking import Tracker
 
-    report = Tracker.sync(home)
+    if not home.is_dir():
+        raise ConfigError("there is no such folder; name the folder of your runs with --home", where=str(home))
+    report = Tracker.sync(home, limits=Limits(budget_s=PATIENCE_S))
     told = ", ".join(f"{count} {what}" for what, count in sorted(report.counts.items()))
     if report.sent or told:
         say(f"sent {len(report.sent)} comparison(s) completely: {told or 'nothing was missing but their end'}")

@@ -13,6 +13,8 @@ from benchmarks.remote_services import MlflowServer, PostgreSQL, missing
 from tests.workbench.test_tracking import CONFIG, check, client, drive
 from workbench.cli import main
 from workbench.tracking import Tracker
+from workbench.tracking_delivery import Limits, sync_spools
+from workbench.tracking_spool import Spool
 
 
 def sync(home: Path) -> Any:
@@ -28,6 +30,25 @@ def check_places(uri: str, home: Path) -> None:
     for run in store.search_runs([experiment.experiment_id]):
         assert run.info.artifact_uri.startswith(f"mlflow-artifacts:/{experiment.experiment_id}/")
         assert str(home) not in run.info.artifact_uri
+
+
+def test_a_sync_that_runs_out_of_patience_names_all_that_is_left(tmp_path: Path) -> None:
+    for ref in ("a", "b"):
+        Spool(tmp_path, ref, {"uri": None, "experiment": "t"}).append({"op": "end", "ref": ref})
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("the patience is used up")
+
+    found = sync_spools(tmp_path, "sqlite:///none.db", None, never, Limits(budget_s=-1.0))
+    assert set(found.left) == {"a", "b"}
+    assert all("send again" in reason for reason in found.left.values())
+    assert {path.name for path in (tmp_path / "spool").iterdir()} >= {"a.jsonl", "b.jsonl"}
+
+
+def test_a_sync_of_a_home_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["ui", "--sync", "--home", str(tmp_path / "typo")])
+    assert done.exit_code == 2
+    assert "--home" in done.stderr
 
 
 @pytest.mark.slow
