@@ -1,6 +1,6 @@
 """The same comparison on a remote MLflow server: PostgreSQL behind it, artifacts at a place of its own.
 
-    pip install 'alignment-workbench[postgres]'        # psycopg; and PostgreSQL's own programs: apt install postgresql
+    pip install -e '.[postgres]'                       # psycopg; and PostgreSQL's own programs: apt install postgresql
     python -m benchmarks.remote_server [CONFIG] [--out remote.json]
 
 Runs CONFIG (default: smoke) three times, each on a fresh home: into the home's own SQLite database; into an MLflow
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -49,11 +50,14 @@ def compare_and_kill(config: str, home: Path, server: MlflowServer) -> dict[str,
     with open(home.with_suffix(".log"), "w") as log:
         words = ("compare", config, "--home", home, "--set", f"tracking.uri={server.uri}")
         run = subprocess.Popen(command(*words), env=ENVIRONMENT, stderr=log, stdout=subprocess.DEVNULL)
-        while run.poll() is None and not any((home / "work").glob("*/metrics.jsonl")):
-            time.sleep(0.05)
-        alive = run.poll() is None
-        server.kill()
-        code = run.wait()
+        try:
+            while run.poll() is None and not any((home / "work").glob("*/metrics.jsonl")):
+                time.sleep(0.05)
+            alive = run.poll() is None
+            server.kill()
+            code = run.wait()
+        finally:
+            run.terminate()  # where this program is ended itself; a process that has ended is left alone
     return {"exit_code": code, "killed_while_it_ran": alive, "warnings": warnings(home.with_suffix(".log").read_text())}
 
 
@@ -119,6 +123,7 @@ def main() -> int:
     parser.add_argument("--programs", type=Path, help="folder with initdb and postgres; default: found by itself")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the servers end with this program
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(options.config, Path(folder), options.programs)
     figures["faults"] = faults(figures)

@@ -37,14 +37,14 @@ def postgresql_programs() -> Path | None:
     return next((one for one in found if (one / "initdb").exists() and (one / "postgres").exists()), None)
 
 
-def missing() -> str | None:
+def missing(programs: Path | None = None) -> str | None:
     """Why PostgreSQL cannot be used here, or None."""
-    if postgresql_programs() is None:
+    if programs is None and postgresql_programs() is None:
         return "PostgreSQL's programs are not installed (apt install postgresql)"
     try:
         import psycopg  # noqa: F401 - what SQLAlchemy takes for postgresql://
     except ImportError:
-        return "psycopg is not installed (pip install 'alignment-workbench[postgres]')"
+        return "psycopg is not installed (pip install -e '.[postgres]')"
     return None
 
 
@@ -56,18 +56,27 @@ class PostgreSQL:
     """
 
     def __init__(self, programs: Path | None = None) -> None:
-        found = programs or postgresql_programs()
-        if found is None:
-            raise SystemExit(missing())
+        why, found = missing(programs), programs or postgresql_programs()
+        if why is not None or found is None:
+            raise SystemExit(why)
         self.programs, self.port = found, free_port()
         # PostgreSQL refuses to run as root; its package makes a user for it.
         self.user = "postgres" if os.geteuid() == 0 else None
         self.password = secrets.token_hex(8)
+        self.process: subprocess.Popen[bytes] | None = None
         told = subprocess.run([found / "postgres", "--version"], capture_output=True, text=True, check=True)
         self.version = told.stdout.strip()
 
     def __enter__(self) -> PostgreSQL:
         self.folder = Path(tempfile.mkdtemp(prefix="workbench-postgresql-"))
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def _start(self) -> None:
         password = self.folder / "password"
         password.write_text(self.password)
         if self.user:
@@ -85,7 +94,7 @@ class PostgreSQL:
         while True:
             try:
                 self._ask("SELECT 1")
-                return self
+                return
             except Exception:
                 if self.process.poll() is not None or time.monotonic() > deadline:
                     raise
@@ -107,8 +116,9 @@ class PostgreSQL:
         return self.url(name)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.process.send_signal(signal.SIGINT)  # "fast shutdown": lets no client hold it up
-        self.process.wait(30)
+        if self.process is not None:
+            self.process.send_signal(signal.SIGINT)  # "fast shutdown": lets no client hold it up
+            self.process.wait(30)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -144,7 +154,11 @@ class MlflowServer:
         self.start()
 
     def __enter__(self) -> MlflowServer:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
         return self
 
     def __exit__(self, *failure: Any) -> None:

@@ -81,7 +81,23 @@ class Browser:
 
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", f"--user-data-dir={profile}"]
         self.process = subprocess.Popen([command, *flags], preexec_fn=wire, close_fds=False, stderr=subprocess.DEVNULL)
+        os.close(read_ours)
+        os.close(write_ours)  # the browser's alone: so that a browser that is gone is seen
         self.count, self.buffer = 0, b""
+
+    def __enter__(self) -> Browser:
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        with contextlib.suppress(SystemExit, OSError):
+            self.call("Browser.close")
+        os.close(self.out)
+        os.close(self.back)
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
     def call(self, method: str, session: str | None = None, **parameters: Any) -> Any:
         """Result of one command; events that come before it are dropped."""
@@ -178,15 +194,12 @@ def main() -> int:
         start, cpu = time.monotonic(), time.process_time()
         page = write_report_page(results, folder)
         wrote = (time.monotonic() - start, time.process_time() - cpu)
-        browser = Browser(options.browser, folder / "profile")
-        browser.open(page.as_uri())  # the first one starts the renderer
-        opened = [browser.open(page.as_uri()) for _ in range(options.repeats)]
-        seen = browser.faults(page.as_uri(), options.axe.read_text()) if options.axe else None
-        if options.picture:
-            browser.picture((path.parent / "report.html").as_uri(), options.picture)
-        with contextlib.suppress(SystemExit):
-            browser.call("Browser.close")
-        browser.process.wait()
+        with Browser(options.browser, folder / "profile") as browser:
+            browser.open(page.as_uri())  # the first one starts the renderer
+            opened = [browser.open(page.as_uri()) for _ in range(options.repeats)]
+            seen = browser.faults(page.as_uri(), options.axe.read_text()) if options.axe else None
+            if options.picture:
+                browser.picture((path.parent / "report.html").as_uri(), options.picture)
         figures = {
             "prompts": options.prompts,
             "samples": len(rows),

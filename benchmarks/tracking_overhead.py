@@ -76,6 +76,8 @@ def one(config: str, home: Path, tracked: bool) -> dict[str, Any]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     done = subprocess.run(words, stdout=subprocess.PIPE, env=environment, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
+    if found["exit_code"]:
+        sys.exit(f"the comparison ended with {found['exit_code']}; its messages are above")
     if tracked != (found["mlflow_run"] is not None):
         sys.exit(f"tracking was to be {tracked}, but the run is {found['mlflow_run']}")
     return found
@@ -130,8 +132,8 @@ def main() -> None:
     print(text)
     if options.out is not None:
         options.out.write_text(text + "\n")
-    if options.markdown is not None:
-        fill(options.markdown, figures)
+    if options.markdown is not None and not fill(options.markdown, figures):
+        sys.exit(f"{options.markdown} has no table of {figures['benchmark']}")
 
 
 if __name__ == "__main__":
