@@ -25,6 +25,7 @@ REMEDIES = ("we send a new", "we refund the", "you may keep the", "we know nothi
 CLOSINGS = ("today .", "next month .", ".")
 
 CONFIG = """\
+# Written by own_data.py, each time that it runs: change it there.
 name: teashop
 model: {policy: model}                  # a folder or a hub id; relative to this file
 data:  {preferences: pairs.jsonl}       # rows {"prompt", "chosen", "rejected"}
@@ -102,12 +103,12 @@ def workbench(*words: str | Path) -> None:
 
 
 def prepare(folder: Path) -> Path:
-    """The three files of the example; the config."""
+    """The three files of the example; the config. What you change above counts from the next run on."""
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "model").exists():
-        write_pairs(folder / "pairs.jsonl")
+    write_pairs(folder / "pairs.jsonl")
+    if not (folder / "model" / "model.safetensors").exists():
         write_model(folder / "model")
-        (folder / "teashop.yaml").write_text(CONFIG, encoding="utf-8")
+    (folder / "teashop.yaml").write_text(CONFIG, encoding="utf-8")
     return folder / "teashop.yaml"
 
 
