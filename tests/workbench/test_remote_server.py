@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +53,11 @@ def test_a_sync_of_a_home_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_server_that_dies_in_the_middle_costs_a_warning_and_nothing_else(
-    mlflow_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    home = tmp_path / "home"
-    shutil.copy(mlflow_template / "mlflow.db", tmp_path / "server.db")  # MLflow takes seconds to make one
-    with MlflowServer(f"sqlite:///{tmp_path}/server.db", tmp_path / "destination") as server:
+    made, home = home / "mlflow.db", tmp_path / "client"  # the server's database, because MLflow takes seconds to make it
+    with MlflowServer(f"sqlite:///{made}", tmp_path / "destination") as server:
         with_password = server.uri.replace("//", "//me:pw@")
         tracker = Tracker.open(with_password, home, "t", CONFIG, warn=said.append)
         drive(tracker, tmp_path, in_the_middle=server.kill)
