@@ -56,7 +56,7 @@ def test_a_server_that_dies_in_the_middle_costs_a_warning_and_nothing_else(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    made, home = home / "mlflow.db", tmp_path / "client"  # the server's database, because MLflow takes seconds to make it
+    made, home = home / "mlflow.db", tmp_path / "client"  # a database that is made already
     with MlflowServer(f"sqlite:///{made}", tmp_path / "destination") as server:
         with_password = server.uri.replace("//", "//me:pw@")
         tracker = Tracker.open(with_password, home, "t", CONFIG, warn=said.append)
