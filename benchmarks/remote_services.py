@@ -132,10 +132,10 @@ class MlflowServer:
 
     def start(self) -> None:
         """Starts it and waits for its first answer."""
-        words = ["--backend-store-uri", self.backend, "--artifacts-destination", self.destination.as_uri()]
-        words += ["--serve-artifacts", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        words = ["--artifacts-destination", str(self.destination), "--port", str(self.port), "--workers", "1"]
+        hidden = {"MLFLOW_BACKEND_STORE_URI": self.backend}  # as docs/servers.md has it: `ps` shows no password
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *words], env=server_environment(os.environ),
+            [sys.executable, "-m", "mlflow", "server", *words], env=server_environment(os.environ) | hidden,
             start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         wait_until_up(self.uri, self.process)
