@@ -107,6 +107,7 @@ def test_study_differs_from_quickstart_in_seeds_name_and_neutral_shift_alone() -
     assert quick.pop("seeds")["runs"] == [0]
     assert (study.pop("name"), quick.pop("name")) == ("study", "quickstart")
     assert (study["evaluation"].pop("shift_temperature"), quick["evaluation"].pop("shift_temperature")) == (1.4, None)
+    assert (study["resources"].pop("sft_threads"), quick["resources"].pop("sft_threads")) == (None, 2)  # last bits
     assert study == quick
 
 
