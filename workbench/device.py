@@ -5,9 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from workbench.errors import ResourceError
+
+_VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
+_BEFORE: Final = "WORKBENCH_VISIBLE_GPUS"  # what it was before `take_gpu`
 
 
 def device_kind(wanted: str) -> str:
@@ -18,7 +23,7 @@ def device_kind(wanted: str) -> str:
     """
     build = importlib.metadata.version("torch")
     driver = Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()
-    usable = driver and "+cpu" not in build and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+    usable = driver and "+cpu" not in build and os.environ.get(_VISIBLE) != ""
     if wanted == "auto":
         return "cuda" if usable else "cpu"
     if wanted == "cuda" and not usable:
@@ -32,11 +37,26 @@ def device_kind(wanted: str) -> str:
 
 def visible_gpus() -> list[str]:
     """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES takes them; without opening one."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    given = os.environ.get(_VISIBLE)
     if given is not None:
         return [name.strip() for name in given.split(",") if name.strip()]
     found = [*Path("/proc/driver/nvidia/gpus").glob("*")] or [*Path("/dev").glob("nvidia[0-9]*")]
     return [str(number) for number in range(len(found))]
+
+
+def take_gpu(number: int) -> None:
+    """From here on this process sees one GPU: transformers' trainers would spread a batch over all, their own way."""
+    if gpus := visible_gpus():
+        os.environ[_BEFORE] = ",".join(gpus)
+        os.environ[_VISIBLE] = gpus[number % len(gpus)]
+
+
+def with_all_gpus(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a program that is started: it sees the GPUs that were there before `take_gpu`."""
+    found = dict(environment)
+    if _BEFORE in found:
+        found[_VISIBLE] = found.pop(_BEFORE)
+    return found
 
 
 def check_processes(processes: int, device: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from workbench.config_sampling import MODEL, PORT
+from workbench.device import with_all_gpus
 from workbench.errors import SamplingError, StageInterrupted
 from workbench.redact import redact_text
 
@@ -64,7 +65,7 @@ def started(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     words = [word.replace(MODEL, str(folder)).replace(PORT, str(port)) for word in shlex.split(command)]
-    environment = {name: value for name, value in os.environ.items() if name not in _OURS}
+    environment = with_all_gpus({name: value for name, value in os.environ.items() if name not in _OURS})
     log = work / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from workbench import errors, fsio, keys, ranks
-from workbench.device import visible_gpus
+from workbench.device import take_gpu
 from workbench.errors import ConfigError, ResourceError, StageInterrupted, WorkbenchError
 from workbench.locks import FileLock
 from workbench.stage_log import StageLog
@@ -31,6 +31,9 @@ from workbench.stages import Resources, StageFailedError
 
 ORPHAN_WAIT_S = 20.0
 PEER_GRACE_S = 10.0  # for a stage to notice by itself that another of its processes failed
+# Variables of MPI, Slurm or torchrun around the command: accelerate would wait for their processes, and share a batch
+# among them once more.
+_LAUNCHER = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _Send = Callable[[tuple[Any, ...]], None]
 
 
@@ -298,9 +301,10 @@ def thread_environment(threads: int) -> dict[str, str]:
 def _prepare(job: Job, send: _Send, rank: int = 0) -> None:
     """Threads, seeds, determinism and the device, before the stage's code runs."""
     os.environ.update(thread_environment(job.resources.threads))
-    if job.resources.device == "cuda" and (gpus := visible_gpus()):
-        # One each: transformers' trainers would spread a batch over all that a process sees, in a way of their own.
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[rank % len(gpus)]
+    for name in _LAUNCHER:
+        os.environ.pop(name, None)
+    if job.resources.device == "cuda":
+        take_gpu(rank)
     random.seed(job.seed)
     if "torch" in job.packages:
         importlib.import_module("torch")

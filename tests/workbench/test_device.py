@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from workbench.device import check_compiler
+from workbench.device import check_compiler, take_gpu, visible_gpus, with_all_gpus
 from workbench.errors import ResourceError
 
 
@@ -21,3 +22,12 @@ def test_compiling_on_a_cpu_without_a_compiler_is_refused(monkeypatch: pytest.Mo
     (tmp_path / "g++").write_text("#!/bin/sh\n")
     (tmp_path / "g++").chmod(0o755)
     check_compiler("cpu", "arms.ppo.compile")
+
+
+def test_a_process_takes_one_gpu_and_what_it_starts_sees_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
+    monkeypatch.setenv("WORKBENCH_VISIBLE_GPUS", "")  # so that it is taken back
+    take_gpu(1)
+    assert visible_gpus() == ["2"]
+    assert with_all_gpus(os.environ)["CUDA_VISIBLE_DEVICES"] == "0,2"
+    assert with_all_gpus({"CUDA_VISIBLE_DEVICES": "1"}) == {"CUDA_VISIBLE_DEVICES": "1"}
