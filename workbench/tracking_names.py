@@ -253,7 +253,7 @@ def record_tags(record: Mapping[str, Any]) -> dict[str, str]:
 def record_params(record: Mapping[str, Any]) -> dict[str, str]:
     """Parameters of a stage's run: its config, seed, version and where it ran."""
     params = flatten(dict(record.get("config") or {}))
-    own = {name: record.get(name) for name in ("seed", "version", "device", "threads", "dtype")}
+    own = {name: record.get(name) for name in ("seed", "version", "device", "threads", "processes", "dtype")}
     return params | flatten({f"stage.{name}": value for name, value in own.items() if value is not None})
 
 

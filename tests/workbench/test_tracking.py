@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import socket
@@ -215,6 +216,14 @@ def test_secrets_and_long_values_do_not_reach_the_store(home: Path) -> None:
     assert "pw@" not in text
     assert "abc" not in text
     assert len(run.data.params["long"]) == names.MAX_PARAM_VALUE
+
+
+def test_a_stages_parameters_tell_where_it_ran() -> None:
+    told = names.record_params(dataclasses.asdict(record(processes=2)))
+    assert {name: value for name, value in told.items() if name.startswith("stage.")} == {
+        "stage.seed": "7", "stage.version": "1", "stage.device": "cpu", "stage.threads": "1", "stage.processes": "2",
+        "stage.dtype": "float32",
+    }  # fmt: skip
 
 
 def test_redaction_knows_tokens_from_tokens() -> None:
