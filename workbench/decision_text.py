@@ -9,6 +9,7 @@ from workbench.config_decision import Decision as Rule
 from workbench.decision import ALPHA, SEEDS_FOR_METHODS
 from workbench.metrics.estimates import holm
 from workbench.metrics.variance import Part, half_width_of, t_quantile, two_sided_p
+from workbench.report.decision import settle_sentence
 from workbench.report.wording import interval, kl_text, number, p_text
 from workbench.results import Results
 from workbench.results_base import E
@@ -79,15 +80,7 @@ def _undecided(decision: Decision) -> str:
         text += f"{_for(closest, first)[1]}, neither better than chance nor shown to be within "
         text += f"{number(decision.margin)} of 0.5{f' (and so with {len(mine) - 1} more)' if len(mine) > 1 else ''}"
     text += f". Each of them beats {_list(beaten)}." if beaten else "."
-    if decision.more is not None:
-        wanted = [
-            f"about {count} more {what}"
-            for count, what in ((decision.more.seeds, "run seeds"), (decision.more.prompts, "prompts"))
-            if count is not None
-        ]
-        head = f"{' or '.join(wanted)} " if wanted else "it is not known how much more it takes "
-        text += f" {head[0].upper()}{head[1:]}{decision.more.reason}."
-    return text
+    return text + (f" {settle_sentence(decision.more.model_dump())}" if decision.more is not None else "")
 
 
 def _price(decision: Decision, results: Results) -> str:

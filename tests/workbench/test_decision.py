@@ -16,6 +16,7 @@ from workbench.config import Decision as Rule
 from workbench.decide import decide
 from workbench.decision import Pair, leader, more_prompts, more_seeds, p_equivalence, settle, what_is_left
 from workbench.metrics.variance import half_width_of
+from workbench.report.decision import settle_sentence
 from workbench.results import Results
 from workbench.results_base import E
 from workbench.results_decision import Decision
@@ -189,6 +190,14 @@ def test_undecided_says_what_would_settle_it() -> None:
     five = decide(whole(5, ppo_dpo=0.52, ppo_best_of_n=0.6, dpo_best_of_n=0.6), Rule(), "gold")
     assert five.more is not None
     assert five.more.seeds is not None or "seeds alone will not do" in five.more.reason
+    circle = {"seeds": None, "prompts": None, "reason": "the candidates beat each other in a circle"}
+    assert settle_sentence(circle) == "The candidates beat each other in a circle."
+    assert settle_sentence(circle | {"reason": "to tell a from b"}) == (
+        "It is not known how much more it takes to tell a from b."
+    )
+    assert settle_sentence({"seeds": 3, "prompts": 40, "reason": "to tell a from b"}) == (
+        "About 3 more run seeds or about 40 more prompts to tell a from b."
+    )
 
 
 def test_equivalent_names_the_cheapest() -> None:

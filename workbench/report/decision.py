@@ -113,3 +113,13 @@ def diversity_rows(arms: Mapping[str, Any]) -> tuple[Sequence[str], list[list[st
         if arm.get("diversity")
     ]
     return columns, rows
+
+
+def settle_sentence(more: Mapping[str, Any]) -> str:
+    """About how much more would settle what is open, or why that is not known: `decision.more`."""
+    units = (("seeds", "run seeds"), ("prompts", "prompts"))
+    wanted = [f"about {more[unit]} more {words}" for unit, words in units if more.get(unit) is not None]
+    text = str(more["reason"])
+    if text.startswith("to "):
+        text = f"{' or '.join(wanted) or 'it is not known how much more it takes'} {text}"
+    return f"{text[0].upper()}{text[1:]}."

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from workbench.report import wording
+from workbench.report.decision import settle_sentence
 from workbench.report.markup import escape, table
 from workbench.report.wording import MISSING, interval, number
 
@@ -45,13 +46,8 @@ def _scope(results: Mapping[str, Any]) -> str:
     if caveat:
         lines.append(caveat)
     found = results.get("decision") or {}
-    more = found.get("more") or {}
-    needed = [f"{more[unit]} more {words}" for unit, words in (("seeds", "run seeds"), ("prompts", "prompts"))
-              if more.get(unit) is not None]  # fmt: skip
-    if needed:
-        lines.append(f"To settle it with 80% power, if the differences are as estimated: {' or '.join(needed)}.")
-    if more.get("reason"):
-        lines.append(str(more["reason"]))
+    if found.get("more"):
+        lines.append(settle_sentence(found["more"]))
     lines += [f"{label} was no candidate: {why}" for label, why in (found.get("excluded") or {}).items()]
     arms = results.get("arms") or {}
     lines += [f"{label} diverged: {arm['diverged']}" for label, arm in arms.items() if arm.get("diverged")]
