@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.graph import Graph
 from workbench.config import Comparison
+from workbench.config_base import BASELINE
 from workbench.manifest import Artifact
 from workbench.outcome import Event
 from workbench.results import Results
@@ -84,19 +87,29 @@ class Tracking:
         """Gives every arm its run, and ends the parent with headline metrics, certificate, figures and files."""
         if not self.graph.comparison.tracking.enabled:
             return
+        from workbench import tracking_arms as arms
         from workbench.report.mlflow_pages import comparison_page
         from workbench.tracking import now_ms
 
         plain, unix_ms = results.model_dump(mode="json", by_alias=True), now_ms()
         runs: dict[str | None, str] = {None: self.tracker.ref}
-        try:
+        with self._guarded():
             self._arms(plain, samples, runs, unix_ms)
-        except Exception as error:  # the results are written: what MLflow shows of them must not fail the comparison
-            self.tracker.problem(error)
+        page = ""
+        with self._guarded():
+            page = comparison_page(plain, self._links(runs, arms.in_front(plain)[:2]))
         datasets = [*self._datasets("packed_pairs", "training"), *self._datasets("packed_prompts", "evaluation")]
-        page = comparison_page(plain, self._links(plain, runs))
-        self.tracker.finish(plain, figures, files, note=page, datasets=datasets, unix_ms=unix_ms)
-        self.finished = True
+        with self._guarded():
+            self.tracker.finish(plain, figures, files, note=page, datasets=datasets, unix_ms=unix_ms)
+            self.finished = True
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """The results are written: what MLflow shows of them must not fail the comparison."""
+        try:
+            yield
+        except Exception as error:
+            self.tracker.problem(error)
 
     def _arms(self, plain: Mapping[str, Any], samples: Path, runs: dict[str | None, str], unix_ms: int) -> None:
         """A run per arm with its numbers and responses, the sets of suspicious responses, the models."""
@@ -109,13 +122,16 @@ class Tracking:
         told = texts.tell(first_seed(samples))
         points = {label: arms.arm_points(plain, label, unix_ms) for label in plain["arms"]}
         self.tracker.save_view(key for some in points.values() for key, *_ in some)
-        back = [("the comparison", arms.run_page(self.tracker.ref)), *self._links(plain, runs)]
+        back = ("the comparison", arms.run_page(self.tracker.ref))
         for label in plain["arms"]:
-            run = runs[label] = self.tracker.beside(
+            run = runs[label] = uuid.uuid4().hex
+            links = self._links(runs, [label, BASELINE] if label != BASELINE else [])
+            self.tracker.beside(
                 label,
                 self.shared | arms.arm_tags(plain, label),
                 points[label],
-                note=arm_page(plain, label, back),
+                ref=run,
+                note=arm_page(plain, label, [back, *links]),
                 params=self._settings(label),
                 datasets=self._datasets("packed_prompts", "evaluation"),
                 tables={"responses.json": texts.arm_table(told, label)},
@@ -126,14 +142,13 @@ class Tracking:
         for one in models(self.graph, self.artifacts, plain, self.shared, unix_ms):
             self.tracker.model(runs[one["arm"]], one)
 
-    def _links(self, plain: Mapping[str, Any], runs: Mapping[str | None, str]) -> list[tuple[str, str]]:
-        """Where to look: arms side by side, the texts of the two in front, all texts."""
+    def _links(self, runs: Mapping[str | None, str], pair: Sequence[str]) -> list[tuple[str, str]]:
+        """Where to look: arms side by side, the texts of two of them, all texts."""
         from workbench import tracking_arms as arms
         from workbench import tracking_views as views
 
         found = [("arms side by side", views.view_link(self.tracker.ref))]
-        pair = [label for label in arms.in_front(plain) if label in runs][:2]
-        if self._traced and len(pair) == 2:
+        if self._traced and len(pair) == 2 and all(label in runs for label in pair):
             found.append((f"responses of {pair[0]} and {pair[1]}", arms.two_arms(runs[pair[0]], runs[pair[1]])))
         return [*found, ("all responses", arms.all_responses(self.tracker.ref))]
 

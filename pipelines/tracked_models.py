@@ -36,17 +36,21 @@ def models(
             continue  # the model was given, not trained
         folder = artifact.path / checkpoint["path"]
         place = f"store/{artifact.key}/{folder.relative_to(artifact.path.parent)}"
-        facts = data | {"weights": checkpoint["tensors"], "checkpoint": checkpoint["name"]}
+        run = str(graph.comparison.seeds.runs[0])
+        facts = data | {"files": artifact.content, "trunk": checkpoint["tensors"], "checkpoint": checkpoint["name"]}
+        facts |= {} if label == BASELINE else {"run seed": run}
+        registry = safe(graph.comparison.name)
         yield {
             "arm": label if kind == "policy" else None,
-            "registry": safe(graph.comparison.name),
+            "registry": registry,
             "about": f"Models of the comparison {graph.comparison.name}; its aliases: sft, reward-NAME, best-ARM.",
             "label": label,
             "kind": kind,
             "alias": safe(alias),
-            "key": f"{kind}/{label}/{checkpoint['tensors']}",
+            # Of the files: the trunk's digest leaves a head out.
+            "key": f"{kind}/{label}/{artifact.content}/{checkpoint['name']}",
             "folder": str(folder.resolve()),
-            "card": model_card(results, label, kind, safe(alias), facts, place),
+            "card": model_card(results, label, kind, f"models:/{registry}@{safe(alias)}", facts, place),
             "tags": {name: value for name, value in tags.items() if not name.startswith("mlflow.")}
             | {"role": kind, "label": label, "store": place},
             "params": {"checkpoint": checkpoint["name"], "step": str(checkpoint["step"])},
@@ -77,11 +81,11 @@ def numbers(results: Mapping[str, Any], label: str, kind: str, unix_ms: int) -> 
 
 
 def chosen(policy: Artifact, selected: Artifact | None) -> dict[str, Any] | None:
-    """The index entry of the checkpoint that was selected, else of the last; None where nothing was trained."""
+    """The index entry of the checkpoint that was selected, else of the last; None where the model was given."""
     if not (policy.path / "index.json").is_file():
         return None
     index = json.loads((policy.path / "index.json").read_text(encoding="utf-8"))
-    if index["facts"].get("adopted"):
+    if index["facts"].get("adopted") or index["facts"].get("external"):
         return None
     name = index["last"]
     if selected is not None:

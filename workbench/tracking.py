@@ -1,7 +1,7 @@
 """MLflow tracking: a run per comparison and per arm, a nested run per stage. `tracking_mlflow` talks to MLflow.
 
-Called by the driver alone; stages write their own metrics.jsonl, which is read here. Whatever goes wrong here is
-warned about once, kept in ``home/spool`` and sent later; it never stops or stalls a comparison.
+Called by the driver alone; stages write their own metrics.jsonl, which is read here. `tracking_line` sees to it that
+nothing that goes wrong stops or stalls a comparison.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from typing import Any
 from workbench import tracking_crossed as crossed
 from workbench import tracking_names as names
 from workbench.redact import redact, redact_text
-from workbench.tracking_delivery import Limits, Patience, SyncReport, deliver, reason_of, refused, replay, sync_spools
+from workbench.tracking_delivery import Limits, SyncReport, reason_of, sync_spools
+from workbench.tracking_line import Line
 from workbench.tracking_mlflow import Server, default_uri
-from workbench.tracking_mlflow_traces import TracesLost
 from workbench.tracking_samples import AT_ONCE
-from workbench.tracking_spool import Operation, Spool, TrackingUnavailable, chosen_uri, is_remote, probe
+from workbench.tracking_spool import chosen_uri
 from workbench.tracking_system import SystemMeter
+
+MACHINE_AT_ONCE = 500  # readings of the machine that wait at most for a stage's next metrics
 
 
 def now_ms() -> int:
@@ -34,7 +36,7 @@ def _to_stderr(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
-class Tracker:
+class Tracker(Line):
     """One comparison's tracking. Make it with `Tracker.open` or `Tracker.disabled`; no method raises.
 
     Attributes:
@@ -43,15 +45,7 @@ class Tracker:
     """
 
     def __init__(self, uri: str | None, home: Path, experiment: str, warn: Callable[[str], None], limits: Limits):
-        self.home, self.experiment = home, experiment
-        self.ref = uuid.uuid4().hex
-        self._uri = uri or default_uri(home)
-        self.tracking_uri: str | None = redact_text(self._uri)
-        self._patience = Patience(limits)
-        self._spool = Spool(home, self.ref, {"uri": redact_text(uri) if uri else None, "experiment": experiment})
-        self._server: Server | None = None
-        self._warn, self._warned = warn, set[str]()
-        self._off = self._down = self._spooled = False
+        super().__init__(uri, home, experiment, warn, limits)
         self._open: dict[str, str] = {}  # instance -> ref of its run, while it runs
         self._tails: dict[str, names.MetricsTail] = {}
         self._read_at: dict[str, float] = {}
@@ -102,11 +96,6 @@ class Tracker:
         text = json.dumps(redact(dict(config)), indent=2, default=str)
         tracker._send({"op": "text", "ref": tracker.ref, "text": text, "file": "config.json"})
         return tracker
-
-    @property
-    def run_id(self) -> str | None:
-        """The parent run's id; None while it only exists in the spool."""
-        return self._server.runs.get(self.ref) if self._server else None
 
     def describe(self) -> dict[str, Any]:
         """The `mlflow` block of results.json."""
@@ -193,10 +182,12 @@ class Tracker:
             self._fault("system", f"tracking: no system metrics: {reason_of(error)}")
             return
         unix_ms = now_ms()
-        for instance in self._open if values else ():
+        for instance in list(self._open) if values else ():
             points = self._machine.setdefault(instance, [])
             step = self._readings[instance] = self._readings.get(instance, -1) + 1
             points += [(key, value, unix_ms, step) for key, value in values.items()]
+            if len(points) >= MACHINE_AT_ONCE:
+                self._send({"op": "batch", "ref": self._open[instance], "metrics": self._machine.pop(instance)})
 
     def stage_failed(
         self, instance: str, reason: str, metrics_path: Path | None = None, *, status: str = "FAILED"
@@ -223,6 +214,7 @@ class Tracker:
         tags: Mapping[str, str],
         points: Sequence[names.Point] = (),
         *,
+        ref: str | None = None,
         note: str = "",
         params: Mapping[str, Any] | None = None,
         datasets: Sequence[Mapping[str, str]] = (),
@@ -236,6 +228,7 @@ class Tracker:
         Args:
             tags: To filter by.
             points: Metrics.
+            ref: Its reference, where its own note names it; default: a new one.
             note: Markdown shown as its description; `{experiment_id}` and `{run_id:REF}` are filled in.
             params: Its settings.
             datasets: What it was measured on: {"name", "digest", "source"?, "context"?} each.
@@ -244,7 +237,7 @@ class Tracker:
         Returns:
             Its reference.
         """
-        ref = uuid.uuid4().hex
+        ref = ref or uuid.uuid4().hex
         own = {"workbench.ref": ref, "workbench.comparison_ref": self.ref}
         self._send_run(ref, None, name, own | names.safe_tags(tags))
         self._send({"op": "batch", "ref": ref, "metrics": list(points), "params": names.flatten(params or {})})
@@ -266,7 +259,8 @@ class Tracker:
 
     def model(self, ref: str, model: Mapping[str, Any]) -> None:
         """Registers a trained model as what a run measured. `tracking_mlflow_models.register` says of what."""
-        self._send({"op": "model", "ref": ref, "model": dict(model)})
+        told = {"card": redact_text(model["card"]), "tags": names.safe_tags(model["tags"])}
+        self._send({"op": "model", "ref": ref, "model": {**model, **told}})
 
     def link(self, ref: str, traces: Sequence[str]) -> None:
         """Lets traces of other runs stand in this one, too."""
@@ -322,31 +316,6 @@ class Tracker:
         self._send({"op": "end", "ref": self.ref, "status": status, "end_ms": now_ms()})
         self.close()
 
-    def problem(self, error: Exception) -> None:
-        """Says once that something could not be told to MLflow."""
-        self._fault("problem", f"tracking: {type(error).__name__}: {reason_of(error)}")
-
-    def close(self) -> None:
-        """Gives the server one more chance to take what was spooled, and lets go of the spool. Called by `finish`."""
-        if self._off:
-            return
-        try:
-            left = self._catch_up() if self._spooled else False
-            self._spool.release(forget=not left)
-        except Exception as error:
-            self._fault("close", f"tracking: {reason_of(error)}")
-        self._off = True
-
-    # -- delivery -----------------------------------------------------------------------------------------------
-
-    def _begin(self) -> None:
-        reason = probe(self._uri, self._patience.limits.probe_s) if is_remote(self._uri) else None
-        if reason is not None:
-            raise TrackingUnavailable(f"MLflow at {self.tracking_uri} is not reachable: {reason}")
-        self._server = Server(self._uri, self.home, self.experiment)
-        if any(spool.ref != self.ref for spool in Spool.all(self.home)):
-            Tracker.sync(self.home, self._uri, limits=self._patience.limits)
-
     def _tables(self, ref: str, tables: Mapping[str, Mapping[str, Any]]) -> None:
         for file, table in tables.items():
             self._send({"op": "text", "ref": ref, "text": json.dumps(table, ensure_ascii=False), "file": file})
@@ -363,67 +332,6 @@ class Tracker:
 
     def _end(self, instance: str, status: str, end_ms: int) -> None:
         self._send({"op": "end", "ref": self._open.pop(instance), "status": status, "end_ms": end_ms})
-
-    def _send(self, operation: Operation) -> None:
-        """Delivers an operation, or keeps it. Never raises."""
-        if self._off:
-            return
-        if self._down or self._server is None:
-            self._keep(operation)
-            return
-        try:
-            deliver(self._server, operation, self._patience)
-        except TracesLost as error:
-            self._fault("traces", f"tracking: {error}")
-        except Exception as error:
-            reason = reason_of(error)
-            if refused(operation, error):
-                self._keep(operation, refused=reason)
-                self._fault("refused", f"tracking: MLflow refused a {operation['op']}: {reason}")
-                return
-            self._keep(operation)
-            if operation["op"] in ("file", "text") and not self._unreachable():
-                self._fault("artifact", f"tracking: an artifact could not be stored: {reason}")
-            else:
-                self._fault("down", f"tracking: MLflow at {self.tracking_uri} failed: {reason}")
-        else:
-            if self._patience.exhausted:
-                self._fault("down", f"tracking: MLflow at {self.tracking_uri} is too slow")
-
-    def _unreachable(self) -> bool:
-        return is_remote(self._uri) and probe(self._uri, self._patience.limits.probe_s) is not None
-
-    def _keep(self, operation: Operation, refused: str | None = None) -> None:
-        try:
-            if refused is not None:
-                self._spool.reject(operation, refused)
-            else:
-                self._spool.append(operation)
-                self._spooled = True
-        except OSError as error:
-            self._fault("spool", f"tracking: cannot write {self._spool.path}, so this is lost: {reason_of(error)}")
-
-    def _fault(self, kind: str, message: str) -> None:
-        if kind == "down":
-            self._down = True
-            message += (
-                f". The comparison goes on; what it logs is kept in {self._spool.folder} and sent by the next "
-                "comparison that reaches the server from this home."
-            )
-        if kind not in self._warned:
-            self._warned.add(kind)
-            self._warn(message)
-
-    def _catch_up(self) -> bool:
-        """Sends the own spool if the server is back; True when something is left."""
-        if self._unreachable():
-            return True
-        server = self._server or Server(self._uri, self.home, self.experiment)
-        left = replay(server, self._spool, Patience(self._patience.limits))
-        if not left:
-            self._server, self._down = server, False
-            self._warn(f"tracking: MLflow at {self.tracking_uri} took what was kept in the spool")
-        return bool(left)
 
     @staticmethod
     def sync(home: Path, uri: str | None = None, *, limits: Limits | None = None) -> SyncReport:

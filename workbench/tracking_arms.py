@@ -14,8 +14,6 @@ from workbench.tracking_names import Point
 
 # MLflow draws a run in a color by chance, so that two may look alike. Okabe and Ito's, readable without red or green.
 COLORS = ("#666666", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#b8a800")
-# A judge may have an arm's name.
-_NOT_OF_ARMS = "judge_"
 
 
 def arm_points(results: Mapping[str, Any], label: str, unix_ms: int) -> list[Point]:
@@ -25,17 +23,28 @@ def arm_points(results: Mapping[str, Any], label: str, unix_ms: int) -> list[Poi
         results: results.json, schema 1.
         label: The arm.
     """
-    end = f"/{names.safe_key(label)}"
+    end, own = f"/{names.safe_key(label)}", own_part(results, label)
     points = [
         (key.removesuffix(end), value, unix_ms, 0)
-        for key, value in names.headline_metrics(results).items()
-        if key.endswith(end) and not key.startswith(_NOT_OF_ARMS)
+        for key, value in names.headline_metrics(own).items()
+        if key.endswith(end)
     ]
-    own = {"frontier": [point for point in results.get("frontier") or () if str(point["arm"]) == label]}
     points += [
         (key.replace(end, "", 1), value, unix_ms, step) for key, value, _, step in names.frontier_points(own, unix_ms)
     ]
     return points
+
+
+def own_part(results: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """What results.json says of one arm alone: a reward model or a judge may have an arm's name."""
+    samples, agreement = f"on_policy/{label}", results.get("agreement") or {}
+    shifts = (results.get("generalization") or {}).get("shifts") or ()
+    curves = ("frontier", "frontier_area", "overoptimization")
+    return {name: [row for row in results.get(name) or () if str(row["arm"]) == label] for name in curves} | {
+        "arms": {label: results["arms"][label]},
+        "agreement": {name: found for name, found in agreement.items() if name == samples},
+        "generalization": {"shifts": [shift for shift in shifts if shift["set"] == samples]},
+    }
 
 
 def arm_tags(results: Mapping[str, Any], label: str) -> dict[str, str]:

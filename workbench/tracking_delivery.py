@@ -16,6 +16,11 @@ from workbench.tracking_spool import Operation, Spool, TrackingUnavailable, is_r
 
 T = TypeVar("T")
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
+_UNKNOWN = ("ENDPOINT_NOT_FOUND", "NOT_FOUND", "NOT_IMPLEMENTED")
+_RECENT = frozenset({"traces", "count", "link", "model", "view"})  # what older servers know nothing of
+# Nothing else needs these: one that fails holds nothing up.
+ASIDE = _RECENT | {"file", "text"}
+_LARGE = frozenset({"file", "text", "model"})
 
 
 class Server(Protocol):
@@ -71,7 +76,10 @@ def refused(operation: Operation, error: Exception) -> bool:
     """True when the server will never take this operation, so that keeping it would block the rest."""
     if operation["op"] == "run":
         return False  # also what a server that is not MLflow answers
-    return isinstance(error, FileNotFoundError) or getattr(error, "error_code", None) in _REFUSALS
+    code = getattr(error, "error_code", None)
+    if operation["op"] in _RECENT and (code in _UNKNOWN or isinstance(error, NotImplementedError)):
+        return True
+    return isinstance(error, FileNotFoundError) or code in _REFUSALS
 
 
 def reason_of(error: Exception) -> str:
@@ -102,7 +110,7 @@ class SyncReport:
 def deliver(server: Server, operation: Operation, patience: Patience) -> None:
     """One operation with a bound on its time (remote) or a few retries (SQLite that another process has locked)."""
     if is_remote(server.uri):
-        patience.timed(lambda: server.apply(operation), factor=4.0 if operation["op"] == "file" else 1.0)
+        patience.timed(lambda: server.apply(operation), factor=4.0 if operation["op"] in _LARGE else 1.0)
         return
     for pause_s in (0.2, 0.8, 2.0, None):
         try:
@@ -144,7 +152,8 @@ def replay(server: Server, spool: Spool, patience: Patience, counts: Counter[str
                 counts["refused"] += 1
                 continue
             left.append(operation)
-            down = operation["op"] not in ("file", "text") or isinstance(error, TrackingUnavailable)
+            down = operation["op"] not in ASIDE or isinstance(error, TrackingUnavailable)
+            down = down or "database is locked" in str(error)
         down = down or patience.exhausted
     spool.rewrite(left)
     return left

@@ -183,7 +183,14 @@ class Server:
     def _linked(self, text: str) -> str:
         """Fills in `{experiment_id}` and `{run_id:REF}`, which nobody knows before the server does."""
         text = text.replace("{experiment_id}", self.connect())
-        return re.sub(r"\{run_id:(\w+)\}", lambda match: self._run_id(match[1]), text)
+
+        def known(match: re.Match[str]) -> str:
+            try:
+                return self._run_id(match[1])
+            except TrackingUnavailable:  # no run of ours: a text may say anything
+                return match[0]
+
+        return re.sub(r"\{run_id:([0-9a-f]{32})\}", known, text)
 
     def _maker(self, entry: Mapping[str, Any]) -> Any:
         from mlflow.exceptions import MlflowException
@@ -223,9 +230,7 @@ class Server:
         view = views.saved_view(operation["name"], ref, frozenset(operation["metrics"]), operation["unix_ms"])
         self._client.set_experiment_tag(place, views.TAG + views.view_id(ref), view)
         tags = self._client.get_experiment(place).tags
-        ours = [key for key in tags if key.startswith(views.TAG + views.PREFIX)]
-        ours.sort(key=lambda key: json.loads(tags[key])["createdAt"])
-        for key in ours[: -views.KEPT]:
+        for key in views.oldest(tags):
             self._client.delete_experiment_tag(place, key)
 
     def _do_end(self, operation: Operation) -> None:

@@ -58,13 +58,12 @@ def _logged_model(client: Any, experiment_id: str, run_id: str, one: Mapping[str
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / CARD).write_text(one["card"], encoding="utf-8")
         client.log_model_artifacts(model_id, folder)
-    if not found:
-        client.finalize_logged_model(model_id, "READY")
+    client.finalize_logged_model(model_id, "READY")  # also one that an earlier try left unfinished
     return model_id
 
 
 def _version(client: Any, uri: str, run_id: str, model_id: str, one: Mapping[str, Any]) -> str:
-    """The registered version of these weights; `one["registry"]` is made where it does not exist."""
+    """The registered version of these weights in this folder; `one["registry"]` is made where it does not exist."""
     from mlflow.exceptions import MlflowException
 
     name, card = one["registry"], names.clip_text(one["card"], MAX_DESCRIPTION)
@@ -73,16 +72,18 @@ def _version(client: Any, uri: str, run_id: str, model_id: str, one: Mapping[str
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    found = client.search_model_versions(f"name = '{name}' and tags.`workbench.key` = '{one['key']}'", max_results=1)
+    # A server takes no folder of another machine; there the card says where the weights are.
+    source = f"models:/{model_id}" if is_remote(uri) else Path(one["folder"]).as_uri()
+    condition = f"name = '{name}' and tags.`workbench.key` = '{one['key']}'"
+    found = client.search_model_versions(condition, max_results=100)
+    # MLflow cannot change a source: the version of a folder that was removed since stays, and a new one is made.
+    version = next((str(known.version) for known in found if is_remote(uri) or known.source == source), None)
     tags = {**one["tags"], "workbench.key": one["key"]}
-    if found:
-        version = str(found[0].version)
+    if version is not None:
         client.update_model_version(name, version, card)
         for key, value in tags.items():
             client.set_model_version_tag(name, version, key, value)
         return version
-    # A server takes no folder of another machine; there the card says where the weights are.
-    source = f"models:/{model_id}" if is_remote(uri) else Path(one["folder"]).as_uri()
     made = client.create_model_version(
         name, source, run_id, tags, description=card, await_creation_for=0, model_id=model_id
     )

@@ -10,8 +10,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from workbench import tracking_names as names
+
 LINKED_AT_ONCE = 100  # MLflow's own limit
 PAGE = 500
+MAX_PREVIEW = 1000  # characters; MLflow cuts none itself, and PostgreSQL refuses a longer one
 
 
 class TracesLost(Exception):
@@ -42,8 +45,8 @@ def write(uri: str, experiment_id: str, run_id: str, traces: Sequence[Mapping[st
             request_time=unix_ms - one["place"],
             execution_duration=0,
             state=TraceState.OK,
-            request_preview=one["prompt"],
-            response_preview=one["response"],
+            request_preview=names.clip_text(one["prompt"], MAX_PREVIEW),
+            response_preview=names.clip_text(one["response"], MAX_PREVIEW),
             trace_metadata={"mlflow.sourceRun": run_id},
             tags={"mlflow.traceName": one["name"], **one["tags"]},
             assessments=[_feedback(one["id"], name, value, by, unix_ms) for name, value, by in one["feedback"]],

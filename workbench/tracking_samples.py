@@ -17,6 +17,9 @@ from workbench.tracking_names import safe_key
 
 AT_ONCE = 20  # traces in one operation
 DIGITS = 4  # significant ones
+# MLflow's page reads a table whole.
+TABLE_PROMPTS = 1000  # of an arm's table, those that tell the most
+SET_ROWS = 1000  # of a set's table, the largest
 FIGURES = ("gold_reward", "proxy_reward", "implicit_reward", "seq_kl", "response_tokens")
 # Set -> (place of its size in `suspicions`, what it is).
 SETS: Mapping[str, tuple[int, str]] = {
@@ -97,13 +100,29 @@ def feedback(row: Row, marks: Marks) -> list[tuple[str, float | bool | str, str]
             result = "win" if won > 0.5 else "loss" if won < 0.5 else "tie"
             found.append((safe_key(f"against_{BASELINE}_by_{judge}"), result, safe_key(judge)))
     if row["arm"] != BASELINE:
-        found += [(name, marks[place] is not None, "workbench") for name, (place, _) in SETS.items() if place]
+        found += [(name, marks[SETS[name][0]] is not None, "workbench") for name in _markable(row)]
     return found
 
 
+def _markable(row: Row) -> Iterator[str]:
+    """Sets of which it is known whether a response belongs to them: both sides of the contradiction are there."""
+    if row.get("proxy_reward") is None:
+        return
+    truths = [row.get("gold_reward"), *(row.get("rewards") or {}).values(), *row["wins"].values()]
+    if any(one is not None for one in truths):
+        yield "suspected_hacks"
+    if row.get("implicit_reward") is not None:
+        yield "rewards_disagree"
+
+
 def arm_table(told: Told, arm: str) -> dict[str, Any]:
-    """All responses of an arm in the form of MLflow's tables."""
-    rows = [(row, marks) for row, marks in zip(told.rows, told.marks, strict=True) if row["arm"] == arm]
+    """An arm's responses in the form of MLflow's tables: of all prompts, or of as many as a page can take."""
+    prompts = set(told.prompts[:TABLE_PROMPTS])
+    rows = [
+        (row, marks)
+        for row, marks in zip(told.rows, told.marks, strict=True)
+        if row["arm"] == arm and row["prompt_id"] in prompts
+    ]
     judges = list(dict.fromkeys(judge for row, _ in rows for judge in row["wins"]))
     names = [*COLUMNS, *(f"against_{BASELINE}_by_{judge}" for judge in judges), *SETS]
     data = [
@@ -132,7 +151,7 @@ def set_rows(told: Told, name: str) -> list[Row]:
 def set_table(rows: Sequence[Row]) -> dict[str, Any]:
     """A set in the form of MLflow's tables."""
     names = ("arm", "size", "prompt", "response", "baseline", *FIGURES, "sample_index")
-    return {"columns": list(names), "data": [[_cell(row, name) for name in names] for row in rows]}
+    return {"columns": list(names), "data": [[_cell(row, name) for name in names] for row in rows[:SET_ROWS]]}
 
 
 def _cell(row: Row, name: str) -> Any:

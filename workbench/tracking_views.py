@@ -7,6 +7,7 @@ The page keeps its views in tags of the experiment, `mlflow.sharedViewState.ID`:
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import zlib
 from collections.abc import Mapping, Sequence
@@ -61,6 +62,8 @@ def saved_view(name: str, ref: str, metrics: frozenset[str], unix_ms: int) -> st
     charts: list[dict[str, Any]] = []
     for place, (title, wanted) in enumerate(SECTIONS.items()):
         known = [one for one in wanted if metrics.issuperset(one[1:])]
+        if not known:
+            continue
         section = f"{view_id(ref)}-{place}"
         sections.append({"uuid": section, "name": title, "display": True, "isReordered": True})
         charts += [_chart(one, section, f"{section}-{number}") for number, one in enumerate(known)]
@@ -79,6 +82,19 @@ def saved_view(name: str, ref: str, metrics: frozenset[str], unix_ms: int) -> st
     }
     packed = "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode()
     return json.dumps({"name": name, "createdAt": unix_ms, "updatedAt": unix_ms, "state": packed})
+
+
+def oldest(tags: Mapping[str, str]) -> list[str]:
+    """Names of the experiment's tags with our views beyond the newest `KEPT`.
+
+    The page writes a view that people change anew: what cannot be read is left alone.
+    """
+    found: list[tuple[float, str]] = []
+    for key, value in tags.items():
+        if key.startswith(TAG + PREFIX):
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                found.append((float(json.loads(value)["createdAt"]), key))
+    return [key for _, key in sorted(found)[:-KEPT]]
 
 
 def _chart(one: tuple[str, ...], section: str, uuid: str) -> dict[str, Any]:

@@ -23,10 +23,12 @@ from workbench.report.mlflow_pages import arm_line, arm_page, comparison_page
 from workbench.report.model_card import model_card
 from workbench.tracking import Tracker, default_uri, now_ms
 from workbench.tracking_delivery import Limits
+from workbench.tracking_mlflow import Server
 from workbench.tracking_moved import adopt_home
+from workbench.tracking_spool import TrackingUnavailable
 from workbench.tracking_system import SystemMeter
 
-HOSTILE = "</script>\x00\x1b[31m\ud800 | `tick` \u202e"
+HOSTILE = "</script>\x00\x1b[31m\ud800 | `tick` \u202e" + 300 * " long"
 
 
 def client(home: Path) -> Any:
@@ -97,6 +99,7 @@ def check(home: Path, weights: Path) -> None:
     assert len(traces) == 3
     first = next(one for one in traces if one.data.spans[0].inputs == {"prompt": rows()[6]["prompt"]})
     assert first.data.spans[0].outputs == texts.cut(HOSTILE)
+    assert len(first.info.response_preview) == 1000  # PostgreSQL's column holds no more
     told = {one.name: one.value for one in first.info.assessments}
     assert len(told) == len(first.info.assessments)
     assert told["against_sft_by_gold"] == "loss"
@@ -150,16 +153,101 @@ def test_a_dead_server_s_spool_brings_them_later_and_only_once(home: Path, tmp_p
 
 
 def test_a_model_that_is_there_gets_a_new_card_and_no_second_version(home: Path, tmp_path: Path) -> None:
-    for card in ("# first", "# second"):
+    def register(folder: Path, card: str) -> None:
         tracker = Tracker.open(None, home, "t", {})
         run = tracker.beside("dpo-0.1", {"kind": "arm"})
-        tracker.model(run, model(tmp_path, card))
+        tracker.model(run, model(folder, card))
         tracker.finish(None)
+
+    register(tmp_path, "# first token=secret")
+    place = client(home).get_experiment_by_name("t").experiment_id
+    (logged,) = client(home).search_logged_models([place])
+    client(home).finalize_logged_model(logged.model_id, "FAILED")  # as if the first try had broken off
+    register(tmp_path, "# second")
     (version,) = client(home).search_model_versions("name = 't'")
     assert version.description == "# second"
-    (logged,) = client(home).search_logged_models([client(home).get_experiment_by_name("t").experiment_id])
+    (logged,) = client(home).search_logged_models([place])
+    assert logged.status == "READY"
     folder = logged.artifact_location.removeprefix("file://")
     assert (Path(folder) / "README.md").read_text() == "# second"
+    register(tmp_path / "anew", "# third token=secret")  # the same weights, made again after their folder was removed
+    latest = client(home).get_model_version_by_alias("t", "best-dpo-0_1")
+    assert (latest.source, latest.description) == ((tmp_path / "anew").as_uri(), "# third token=***")
+    assert len(client(home).search_logged_models([place])) == 1
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_what_is_only_looked_at_holds_nothing_up(
+    old: bool, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that does not know of it refuses it for good; what fails otherwise is sent again."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
+
+    apply = Server.apply
+
+    def older(self: Server, operation: dict[str, Any]) -> None:
+        if operation["op"] == "traces":
+            raise NotImplementedError("log_spans is not supported") if old else OSError("disk I/O error")
+        if operation["op"] in ("model", "view", "link", "count"):
+            raise MlflowException("404 != 200", ENDPOINT_NOT_FOUND) if old else OSError("disk I/O error")
+        apply(self, operation)
+
+    monkeypatch.setattr(Server, "apply", older)
+    said: list[str] = []
+    drive(Tracker.open(None, home, "t", {}, warn=said.append), tmp_path)
+    assert len(said) == 1
+    runs = client(home).search_runs([client(home).get_experiment_by_name("t").experiment_id])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert any("match/ok" in run.data.metrics for run in runs)
+    monkeypatch.setattr(Server, "apply", apply)
+    report = Tracker.sync(home)
+    assert (len(report.sent), report.left) == (0 if old else 1, {})
+    assert [path.suffix for path in (home / "spool").iterdir()] == ([".rejected"] if old else [])
+    if not old:
+        check(home, tmp_path)
+
+
+def test_a_slow_store_of_artifacts_is_not_asked_for_every_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def slow(self: Server, operation: dict[str, Any]) -> None:
+        asked.append(operation["op"])
+        raise TrackingUnavailable("no answer within 60 s")
+
+    monkeypatch.setattr(Server, "apply", slow)
+    monkeypatch.setattr(Tracker, "_unreachable", lambda self: False)  # it answers, and takes no file
+    tracker = Tracker("http://127.0.0.1:9", home, "t", lambda line: None, Limits())
+    tracker._server = Server(default_uri(home), home, "t")
+    for _ in range(3):
+        tracker._send({"op": "text", "ref": tracker.ref, "text": "", "file": "a.json"})
+    assert len(asked) == 3  # one after the other, while there is patience
+    tracker._patience._lost_s = 100.0
+    for _ in range(3):
+        tracker._send({"op": "text", "ref": tracker.ref, "text": "", "file": "a.json"})
+    assert len(asked) == 4
+
+
+def test_readings_of_the_machine_do_not_pile_up(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from workbench import tracking
+
+    monkeypatch.setattr(tracking, "MACHINE_AT_ONCE", 2)
+    tracker = Tracker.open("http://127.0.0.1:9", home, "t", {}, warn=lambda line: None, limits=Limits(probe_s=0.5))
+    tracker._meter = types.SimpleNamespace(read=lambda now: {"system/cpu": 1.0})  # type: ignore[assignment]
+    tracker.stage_started("ppo", "ppo", {})
+    for _ in range(5):
+        tracker.system()
+    sent = [one["metrics"] for one in tracker._spool.read() if one.get("metrics")]
+    assert [[step for *_, step in points] for points in sent] == [[0, 1], [2, 3]]
+    assert [step for *_, step in tracker._machine["ppo"]] == [4]
+
+
+def test_a_text_cannot_name_a_run_that_is_not_there(home: Path) -> None:
+    said: list[str] = []
+    tracker = Tracker.open(None, home, "t", {}, warn=said.append)
+    tracker.finish(None, note=f"{{run_id:{'0' * 32}}} {{run_id:{tracker.ref}}}")
+    note = client(home).get_run(tracker.run_id).data.tags["mlflow.note.content"]
+    assert (note, said) == (f"{{run_id:{'0' * 32}}} {tracker.run_id}", [])
 
 
 def test_models_move_with_their_home(home: Path, tmp_path: Path) -> None:
@@ -201,6 +289,10 @@ def test_arms_have_the_same_names_and_every_arm_its_own_numbers() -> None:
     for label, arm in found["arms"].items():
         own = {key: value for key, value, *_ in arms.arm_points(found, label, 0)}
         assert own["gold_reward"] == arm["gold_reward"]["value"]
+    model = next(iter(found["reward_models"].values()))
+    named = arms.arm_points(found | {"reward_models": {"ppo": model}}, "ppo", 0)  # a reward model may be named so
+    assert named == arms.arm_points(found, "ppo", 0)
+    assert "accuracy_difference_change" in {key.rpartition("/")[0] for key, *_ in named}
     assert arms.in_front(found)[-1] == "sft"
 
 
@@ -208,14 +300,19 @@ def test_the_view_charts_what_the_arms_have_and_fits_into_a_tag() -> None:
     value = views.saved_view("arms", "f" * 32, frozenset({"win_rate", "seq_kl"}), 1)
     state = json.loads(zlib.decompress(base64.b64decode(json.loads(value)["state"].removeprefix("deflate;"))))
     assert [chart["metricKey"] for chart in state["compareRunCharts"]] == ["win_rate"]
-    assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} <= {
+    assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} == {
         section["uuid"] for section in state["compareRunSections"]
     }
+    tags = {f"{views.TAG}{views.PREFIX}{n:02d}": json.dumps({"createdAt": n}) for n in range(views.KEPT + 2)}
+    tags |= {f"{views.TAG}{views.PREFIX}x": "{}", f"{views.TAG}{views.PREFIX}y": "?", "mlflow.note": "1"}
+    assert views.oldest(tags) == [f"{views.TAG}{views.PREFIX}{n:02d}" for n in range(2)]  # people's own are left alone
     every = {name for some in views.SECTIONS.values() for _, *named in some for name in named}
     assert len(views.saved_view("arms", "f" * 32, frozenset(every), 1)) < 5000  # MLflow's limit of such a tag
 
 
-def test_the_prompts_that_tell_the_most_come_first_and_figures_that_are_missing_are_left_out() -> None:
+def test_the_prompts_that_tell_the_most_come_first_and_figures_that_are_missing_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     told = texts.tell(rows())
     found = list(texts.traces(told, "ppo", "r", 1))
     assert [one["prompt"] for one in found] == [rows()[6]["prompt"]]  # the hack
@@ -224,9 +321,14 @@ def test_the_prompts_that_tell_the_most_come_first_and_figures_that_are_missing_
     names = [name for name, *_ in texts.feedback(bare, (None, None, None))]
     assert "gold_reward" not in names
     assert not [name for name in names if name.startswith("against")]
+    assert {"rewards_disagree"} == {"suspected_hacks", "rewards_disagree"} & set(names)  # no truth: no hack, no "no"
+    names = [name for name, *_ in texts.feedback(rows()[1] | {"implicit_reward": None}, (None, None, None))]
+    assert {"suspected_hacks"} == {"suspected_hacks", "rewards_disagree"} & set(names)
     table = texts.arm_table(told, "ppo")
     assert len(table["data"]) == 6
     assert {len(line) for line in table["data"]} == {len(table["columns"])}
+    monkeypatch.setattr(texts, "TABLE_PROMPTS", 1)
+    assert {line[0] for line in texts.arm_table(told, "ppo")["data"]} == {rows()[6]["prompt"]}
     json.dumps(table, ensure_ascii=False).encode()  # no lone surrogates
 
 
@@ -238,8 +340,27 @@ def test_pages_say_who_won_and_where_to_look() -> None:
     assert arm_line(decided, "ppo") == "ppo won."
     assert arm_line(decided, "dpo") == "dpo was no candidate: diverged."
     assert arm_line(decided, "sft") == "sft is beaten by ppo."
+    pairs = [("sft", "ppo", "worse"), ("ppo", "dpo", "open"), ("sft", "dpo", "open")]  # dpo keeps the two together
+    evidence = [{"a": a, "b": b, "outcome": outcome} for a, b, outcome in pairs]
+    left = {"verdict": "undecided", "arms": ["ppo", "sft", "dpo"], "evidence": evidence}
+    assert arm_line(found | {"decision": left}, "ppo") == "ppo beats sft; is not told apart from dpo."
+    assert arm_line(found | {"decision": left}, "sft") == "sft is not told apart from dpo; is beaten by ppo."
+    alike = arm_line(found | {"decision": left | {"verdict": "equivalent"}}, "ppo")
+    assert alike == "ppo is equivalent to sft, dpo."
     assert "0.71 [0.68, 0.74]" in arm_page(found, "ppo", [])
-    card = model_card(found, "ppo", "policy", "best-ppo", {"packed_pairs": "d" * 64}, "store/k/out/checkpoints/last")
+    failed = found | {"match": {"ok": False, "checks": [{"name": "same_pairs", "ok": False, "detail": "x"}]}}
+    assert comparison_page(failed, []).startswith("❌ **Match certificate FAILED")
+    place = "store/k/out/checkpoints/last"
+    card = model_card(found, "ppo", "policy", "models:/a_b@best-ppo", {"packed_pairs": "d" * 64}, place)
+    assert "models:/a_b@best-ppo" in card
+    assert "run seeds" not in card.partition("## What")[0]
+    own = {"seed": 3, "win_rate": found["arms"]["ppo"]["win_rate"] | {"value": 0.66}}
+    several = found | {
+        "seeds": {"runs": [3, 4]},
+        "arms": found["arms"] | {"ppo": found["arms"]["ppo"] | {"by_seed": [own]}},
+    }
+    told = model_card(several, "ppo", "policy", "models:/a_b@best-ppo", {}, place)
+    assert "over run seeds 3, 4; the weights are run seed 3's. Alone they have win rate 0.66 [0.68, 0.74]." in told
     for wanted in (
         "d" * 64,
         "AutoModelForCausalLM",
@@ -300,3 +421,10 @@ def test_a_finished_comparison_has_all_of_it(smoke_home: Path) -> None:
         version = store.get_model_version_by_alias("smoke", alias)
         assert (smoke_home / version.tags["store"] / "config.json").is_file()
         assert told["comparison"] in version.description
+    from mlflow.artifacts import download_artifacts
+
+    uri = default_uri(smoke_home)
+    folder = download_artifacts(
+        "models:/smoke@best-ppo", tracking_uri=uri, registry_uri=uri
+    )  # as docs/mlflow.md has it
+    assert (Path(folder) / "config.json").is_file()

@@ -16,7 +16,7 @@ def escape(text: object) -> str:
     return "".join(part if i % 2 else re.sub(r"([\\`*_\[\]|#!~$])", r"\\\1", part) for i, part in enumerate(parts))
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; every column but the first is set right."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" + "---:|" * (len(header) - 1)]
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], ruled: str | None = None) -> str:
+    """A table; every column but the first is set right, or as `ruled` says: ``---|---:|``."""
+    lines = ["| " + " | ".join(header) + " |", "|" + (ruled or "---|" + "---:|" * (len(header) - 1))]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])

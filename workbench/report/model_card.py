@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from workbench.config_base import BASELINE
 from workbench.report import limits, wording
 from workbench.report.markup import escape, table
-from workbench.report.mlflow_pages import arm_line, arm_rows
-from workbench.report.wording import interval
+from workbench.report.mlflow_pages import PLAIN, arm_line, arm_rows
+from workbench.report.wording import interval, run_seeds
 
 LOADERS = {"policy": "AutoModelForCausalLM", "reward_model": "AutoModelForSequenceClassification"}
 QUALITY = {
@@ -18,10 +19,11 @@ QUALITY = {
     "brier": "Brier score",
     "tie_rate": "share of ties",
 }
+OWN = {"win_rate": "win rate", "gold_reward": "gold reward", "proxy_reward": "proxy reward", "seq_kl": "KL"}
 
 
 def model_card(
-    results: Mapping[str, Any], label: str, kind: str, alias: str, facts: Mapping[str, str], place: str
+    results: Mapping[str, Any], label: str, kind: str, address: str, facts: Mapping[str, str], place: str
 ) -> str:
     """The card.
 
@@ -29,7 +31,7 @@ def model_card(
         results: results.json, schema 1.
         label: Arm or reward model.
         kind: policy or reward_model.
-        alias: Under which it is registered.
+        address: Under which it is registered: models:/NAME@ALIAS.
         facts: What -> digest or name.
         place: Folder of the weights in the home.
     """
@@ -41,18 +43,27 @@ def model_card(
         told = f"Reward model {label}: its scores order responses; only differences mean anything."
     _, certificate = wording.certificate_line(results)
     caveat = wording.seeds_caveat(results)
-    registered = f"models:/{results['comparison']}@{alias}"
     parts = [
         f"# {escape(results['comparison'])}: {escape(label)}",
         f"**{escape(told)}** {escape(certificate)} {escape(caveat or '')}".strip(),
-        table(("", "value [95% interval]"), [[escape(name), escape(value)] for name, value in rows]).replace(
-            "---:|", "---|"
-        ),
+        table(("", "value [95% interval]"), [[escape(name), escape(value)] for name, value in rows], PLAIN),
+        *([several] if (several := _several(results, label)) else []),
         f"```python\nfrom transformers import {LOADERS[kind]}\n{LOADERS[kind]}.from_pretrained("
-        f'"HOME/{place}")  # HOME: the folder of --home; registered as {registered}\n```',
-        table(
-            ("made from", "sha256, or name"), [[escape(name), f"`{value}`"] for name, value in facts.items()]
-        ).replace("---:|", "---|"),
+        f'"HOME/{place}")  # HOME: the folder of --home; registered as {address}\n```',
+        table(("made from", "sha256, or name"), [[escape(name), f"`{value}`"] for name, value in facts.items()], PLAIN),
         limits.section(results),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _several(results: Mapping[str, Any], label: str) -> str:
+    """With several run seeds the numbers are of all their checkpoints, and the weights are the first one's."""
+    seeds = run_seeds(results)
+    if len(seeds) < 2 or label == BASELINE:
+        return ""
+    text = f"These numbers are over run seeds {', '.join(map(str, seeds))}; the weights are run seed {seeds[0]}'s."
+    by_seed = ((results.get("arms") or {}).get(label) or {}).get("by_seed") or ()
+    own = next((one for one in by_seed if one["seed"] == seeds[0]), {})
+    told = [(words, interval(own.get(field))) for field, words in OWN.items()]
+    alone = ", ".join(f"{words} {value}" for words, value in told if value != wording.MISSING)
+    return text + (f" Alone they have {escape(alone)}." if alone else "")
