@@ -34,7 +34,10 @@ def check_places(uri: str, home: Path) -> None:
 
 def test_a_sync_that_runs_out_of_patience_names_all_that_is_left(tmp_path: Path) -> None:
     for ref in ("a", "b"):
-        Spool(tmp_path, ref, {"uri": None, "experiment": "t"}).append({"op": "end", "ref": ref})
+        spool = Spool(tmp_path, ref, {"uri": None, "experiment": "t"})
+        assert spool.claim()
+        spool.append({"op": "end", "ref": ref})
+        spool.release(forget=False)
 
     def never(*_: Any) -> Any:
         raise AssertionError("the patience is used up")
