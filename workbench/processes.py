@@ -35,8 +35,10 @@ def join(rank: int, size: int, rendezvous: Path, device: str) -> None:
     loopback = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
     if loopback:  # else gloo asks what the host's name resolves to
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
-    where = rendezvous.absolute().as_uri()
-    dist.init_process_group(BACKENDS[device], init_method=where, rank=rank, world_size=size, timeout=TIMEOUT)
+    # Not init_method="file://...", which takes no path with a space in it.
+    store = dist.FileStore(str(rendezvous.absolute()), size)  # type: ignore[attr-defined]
+    store.set_timeout(TIMEOUT)
+    dist.init_process_group(BACKENDS[device], store=store, rank=rank, world_size=size, timeout=TIMEOUT)
 
 
 def size() -> int:
@@ -97,13 +99,17 @@ def from_main(ask: Callable[[], T]) -> T:
 
 
 def add_gradients(parameters: Iterable[Tensor]) -> None:
-    """Adds up the gradients of all processes; which parameters have one must be the same in each."""
-    if size() == 1:
+    """Adds up the gradients of all processes; a parameter that only other processes' rows touched has 0 here."""
+    found = list(parameters)
+    if size() == 1 or not found:
         return
+    touched = largest(torch.tensor([float(one.grad is not None) for one in found])).tolist()
     bucket: list[Tensor] = []
-    for parameter in parameters:
-        if parameter.grad is None:
+    for parameter, anywhere in zip(found, touched, strict=True):
+        if not anywhere:
             continue
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
         if bucket and (
             sum(one.numel() for one in bucket) + parameter.grad.numel() > BUCKET_NUMBERS
             or bucket[0].dtype != parameter.grad.dtype
@@ -131,12 +137,11 @@ def check_lockstep(parameters: Iterable[Tensor]) -> None:
     """
     if size() == 1:
         return
-    sums = [one.detach().double().abs().sum().cpu() for one in parameters]
+    sums = torch.stack([one.detach().double().abs().sum().cpu() for one in parameters])
+    sums = sums.nan_to_num(nan=-1.0)  # after a divergence they are equal too
     # Two numbers of which one falls where the other rises: the largest of both are equal only where all are.
-    found = torch.stack([*sums, *(-one for one in sums)])
-    widest = largest(found.clone())
-    count = len(sums)
-    if not torch.equal(widest[:count], -widest[count:]):
+    widest, narrowest = largest(torch.stack([sums, -sums]))
+    if not torch.equal(widest, -narrowest):
         raise IntegrityError(
             f"the {size()} processes of this stage hold different weights, so a step was not the same in all; run with "
             "resources.processes: 1, and report this with the device and the versions (workbench doctor --json)"

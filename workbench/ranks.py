@@ -77,8 +77,10 @@ class Ranks:
         while True:
             found = []
             for rank, pid in self.pids.items():
-                # WNOWAIT: a process that is reaped would hide its exit code from the next look.
-                end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                end = None
+                with suppress(ChildProcessError):  # `end` was faster than the thread that watches
+                    # WNOWAIT: a process that is reaped would hide its exit code from the next look.
+                    end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 if end is not None and end.si_status != 0:
                     found.append(self._told(rank, killed=end.si_code != os.CLD_EXITED, status=end.si_status))
             if found:

@@ -25,7 +25,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as TextColla
 
 from workbench import objectives, processes
 from workbench.checkpoints import latest_checkpoint, save_checkpoint
-from workbench.errors import DivergenceError, StageInterrupted
+from workbench.errors import ConfigError, DivergenceError, StageInterrupted
 from workbench.lora import adapters
 from workbench.lora_files import load_trained, save_merged, save_trained
 from workbench.models import check_finite
@@ -405,6 +405,12 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 
 def _run(trainer: Any, spec: TrainSpec, log: StageLog, *, collator: Batches | None, keep: Path | None) -> Trained:
     trainer.work, trainer.batches, trainer.microbatch_size = log.work, collator, spec.microbatch_size
+    if trainer.in_parts and getattr(trainer, "aux_loss_enabled", False):
+        raise ConfigError(
+            f"{log.instance}: a mixture of experts is trained with a load-balancing loss, which is no sum over the "
+            "rows of a step; leave microbatch_size out and set resources.processes to 1, or set router_aux_loss_coef "
+            "to 0 in the model's config.json"
+        )
 
     def keep_policy(step: int) -> None:
         assert keep is not None

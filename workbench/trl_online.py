@@ -110,6 +110,7 @@ def _arguments(arm: OnlineArm) -> dict[str, Any]:
     return _common(spec, arm.log, config["updates"] * arm.steps_per_update * rows) | {
         "logging_steps": arm.steps_per_update,
         "adam_epsilon": config["adam_eps"],
+        "router_aux_loss_coef": 0.0,  # of a mixture of experts: our forward pass gives none, and PPO has none either
         "beta": 0.0,  # keeps TRL from loading a reference of its own; `_run` sets both
         "num_generations": config["generations_per_prompt"],
         "max_completion_length": config["max_response_tokens"],
@@ -245,6 +246,10 @@ class _Online(_Exact):
 
 
 class _RLOO(_Online, RLOOTrainer):  # type: ignore[misc]
+    def shares_of(self, part: Mapping[str, Any], step: Mapping[str, Any]) -> Shares:
+        found = super().shares_of(part, step)  # its ratio, and so what is clipped, is of whole responses
+        return found._replace(named={**found.named, "clip_ratio/region_mean": found.loss})
+
     def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any, **__: Any) -> list[list[int]]:
         return self._draw(prompt_ids)
 
