@@ -12,6 +12,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def generate(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: St
     steps = len(rows) * (3 if own else 2)
 
     log.rewind(-1)
-    server = None
+    server, halved = None, list[str]()
     if "server" in config:  # it needs the device's memory: it has stopped before our own models are loaded
         server = ServerSampler(config["server"], config["connection"], _decoding(config), tokenizer, log)
         requests = [Request(prompt=row["prompt"], ids=row["ids"]) for row in rows]
@@ -102,12 +103,12 @@ def generate(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: St
     reference = load_policy(sft.folder(), placement, trust_remote_code=trust)
     policy = load_policy(chosen, placement, trust_remote_code=trust) if own else reference
     if server is not None:
-        sampling, agreement = server.took, server.check(policy, ids, drawn)
+        sampling, agreement = server.took, server.check(policy, reference if own else None, ids, drawn)
     else:
         wall_s, cpu_s = time.monotonic(), time.process_time()
         drawn = sample(
             policy, ids, _decoding(config), pad_id=pad_id, seed=log.seed, batch_size=config["batch_size"],
-            on_batch=_progress(log, steps), cache=config.get("cache", "dynamic"), say=log.say,
+            on_batch=_progress(log, steps), cache=config.get("cache", "dynamic"), say=partial(_say, log, halved),
         )  # fmt: skip
         # Sampling alone is what an answer costs; the stage's own cost has the passes for log-probabilities in it too.
         sampling = {"sampling_wall_s": time.monotonic() - wall_s, "sampling_cpu_s": time.process_time() - cpu_s}
@@ -169,6 +170,8 @@ def generate(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: St
     }
     if server is not None:
         facts["served"] = agreement
+    if halved:
+        facts["halved"] = halved
     _write(out / "facts.json", facts)
 
 
@@ -361,6 +364,11 @@ def select(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: Stag
 
 
 # ------------------------------------------------------------------------------------------------ pieces
+
+
+def _say(log: StageLog, kept: list[str], line: str) -> None:
+    kept.append(line)
+    log.say(line)
 
 
 def _placement(log: StageLog) -> Placement:

@@ -22,7 +22,7 @@ from workbench.errors import DivergenceError, ResourceError
 from workbench.types import FinishReason
 
 CacheKind = Literal["dynamic", "static", "compiled"]
-_HALF: Final = 500_009  # between the seeds of a batch and of its second half, where it had to be halved
+_APART: Final = 500_009  # between the seeds of neighboring rows' batches, where a batch had to be halved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +72,8 @@ def sample(
 ) -> list[Sample]:
     """Draws one response per prompt row, in the order of `prompts`.
 
-    A batch that the device has no memory for is halved, and so is every one after it; that is said, because the halves
-    draw from other seeds than the whole would have.
+    With `say`, a batch that the device has no memory for is halved, and so is every one after it; that is said, because
+    the halves draw from other seeds than the whole would have. Without, nothing is changed: the error is the caller's.
 
     Args:
         model: A causal language model in eval mode.
@@ -85,8 +85,8 @@ def sample(
         on_batch: Called with the number of rows done after each batch.
         value_head: (B, H) -> (B,) on the last hidden state that each token is drawn from.
         cache: Where keys and values lie; `compiled` takes no value_head.
-        say: Takes a line for people where a batch was halved.
-        dealt: All processes of the stage draw this together (`workbench.dealt`); then no batch is halved.
+        say: Takes a line for people where a batch was halved; None: none may be.
+        dealt: All processes of the stage draw this together (`workbench.dealt`).
 
     Raises:
         DivergenceError: The model's probabilities are not finite.
@@ -94,6 +94,8 @@ def sample(
     """
     if value_head is not None and cache == "compiled":
         raise ValueError("values are read by a hook, which a compiled step does not call; use another cache")
+    if dealt and say is not None:
+        raise ValueError("a batch that several processes draw together cannot be halved by one of them")
     results: list[Sample | None] = [None] * len(prompts)
     done, most = 0, batch_size
     waiting = [
@@ -105,12 +107,14 @@ def sample(
             own_seed, rows = waiting.pop()
             if len(rows) > most:
                 half = len(rows) // 2
-                waiting += [((own_seed + _HALF) % 2**63, rows[half:]), (own_seed, rows[:half])]
+                waiting += [((own_seed + _APART * half) % 2**63, rows[half:]), (own_seed, rows[:half])]
                 continue
             generator = torch.Generator(device=model.device).manual_seed(own_seed)
             picked = [prompts[row] for row in rows]
-            drawn = _unless_too_large(model, dealt, picked, decoding, pad_id, generator, value_head, states, cache)
+            draw = partial(_sample_batch, model, dealt, picked, decoding, pad_id, generator, value_head, states, cache)
+            drawn = draw() if say is None else _unless_too_large(draw, model.device)
             if isinstance(drawn, str):
+                assert say is not None
                 most = _halved(len(rows), drawn, say)
                 states.clear()
                 waiting.append((own_seed, rows))
@@ -123,20 +127,18 @@ def sample(
     return [one for one in results if one is not None]
 
 
-def _unless_too_large(model: Any, dealt: bool, *batch: Any) -> list[Sample] | str:
+def _unless_too_large(draw: Callable[[], list[Sample]], device: torch.device) -> list[Sample] | str:
     """The samples of a batch, or what the device said where it had no memory for them; then it is free again."""
     try:
-        return _sample_batch(model, dealt, *batch)
+        return draw()
     except torch.OutOfMemoryError as error:
-        if dealt:  # the others are in the midst of the same batch
-            raise
         told = str(error)
-    if model.device.type == "cuda":  # behind `except`, whose traceback holds the tensors of the batch
+    if device.type == "cuda":  # behind `except`, whose traceback holds the tensors of the batch
         torch.cuda.empty_cache()
     return told
 
 
-def _halved(rows: int, told: str, say: Callable[[str], None] | None) -> int:
+def _halved(rows: int, told: str, say: Callable[[str], None]) -> int:
     """Half of a batch that did not fit.
 
     Raises:
@@ -147,8 +149,7 @@ def _halved(rows: int, told: str, say: Callable[[str], None] | None) -> int:
             f"the device has no memory to sample even one response ({told}); lower evaluation.max_response_tokens or "
             "model.max_length, or take a larger device"
         )
-    if say is not None:
-        say(f"no memory to sample {rows} responses at once: going on with {rows // 2}; lower evaluation.batch_size")
+    say(f"no memory to sample {rows} responses at once: going on with {rows // 2}; lower evaluation.batch_size")
     return rows // 2
 
 

@@ -123,6 +123,9 @@ def test_a_batch_that_does_not_fit_is_halved_and_said(
     asked = limited(model, 4, monkeypatch)
     said: list[str] = []
     done: list[int] = []
+    with pytest.raises(torch.OutOfMemoryError):
+        drawn(model, prompts, "dynamic")  # nobody is told, so nothing is changed
+    asked.clear()
     halved = drawn(model, prompts, "dynamic", say=said.append, on_batch=done.append)
     assert [size for size in asked if size > 4] == [16, 8], "what failed once is not tried again"
     assert len(said) == 2
@@ -131,11 +134,13 @@ def test_a_batch_that_does_not_fit_is_halved_and_said(
     assert done[-1] == len(halved) == len(whole)
     assert all(one.ids for one in halved)
     # What was halved draws from other seeds, so it may differ, but it is drawn again the same.
-    assert drawn(model, prompts, "dynamic") == halved
+    assert drawn(model, prompts, "dynamic", say=said.append) == halved
+    same = drawn(model, [prompts[0]] * 16, "dynamic", say=said.append)
+    assert len({tuple(tuple(one.ids) for one in same[at : at + 4]) for at in range(0, 16, 4)}) == 4, "a seed each"
 
 
 def test_a_device_without_room_for_one_row_is_told(prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
     model = new_model("qwen2")
     limited(model, 0, monkeypatch)
     with pytest.raises(ResourceError, match="even one response"):
-        drawn(model, prompts, "dynamic")
+        drawn(model, prompts, "dynamic", say=lambda _: None)
