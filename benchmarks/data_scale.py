@@ -7,9 +7,9 @@ tokenizer on some of them, and measures in processes of their own, one after the
 
 prepare     the stages `pairs` (read, check, split, write) and `packed_pairs` (tokenise, filter, write), as a comparison
             runs them, and opening what they wrote
-halves      the tokenizer's own calls on the very texts that packing has to encode (a prompt, and the prompt with each
-            response), in batches of the same size, and nothing else; `texts_once` is the same with each of the three
-            texts once, without the prompt before the responses. One half runs before `prepare`, one after it
+halves      the tokenizer's own calls, in batches of the same size, and nothing else: `texts_once` on prompt, chosen and
+            rejected; `joint` on the prompt, and the prompt with each response, which packing encodes of tokenizers that
+            it may not cut (`workbench/data/cuts.py`). One half runs before `prepare`, one after it
 
 Peak memory is the largest resident set of the process, imports included.
 """
@@ -251,7 +251,7 @@ def table(found: dict[str, Any]) -> str:
             f"tokenise, filter, pack  {rows / prepared['tokenise_pack_s']:>9,.0f} rows/s   peak {gib['pack']:.2f} GiB "
             f"(imports alone {gib['import']:.2f})",
             f"both                    {found['rows_per_s']:>9,.0f} rows/s   peak {found['peak_gib']:.2f} GiB",
-            f"tokenizer, same calls   {found['tokenizer_rows_per_s']:>9,.0f} rows/s   both: {found['share']:.0%} of "
+            f"tokenizer, prompt x 3   {found['tokenizer_rows_per_s']:>9,.0f} rows/s   both: {found['share']:.0%} of "
             f"its rate, {found['cpu_share']:.0%} by CPU time",
             f"tokenizer, texts once   {found['tokenizer_once_rows_per_s']:>9,.0f} rows/s   both: "
             f"{found['share_once']:.0%} of its rate, {found['cpu_share_once']:.0%} by CPU time",

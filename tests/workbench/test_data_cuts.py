@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from workbench.data.cuts import PATTERNS, cuttable, cutter, last_cut
+from workbench.data.cuts import PATTERNS, QWEN, cuttable, cutter, last_cut
 
 PIECES = [
     "the", "a", "It", "it's", "we'LL", "I", "42", "1234567", "x1", "...", "?", "!\n", "\n\n", "Assistant:", "  ", "\t",
@@ -73,6 +73,14 @@ def test_the_last_place_between_letters_is_taken() -> None:
     assert last_cut("a b" + " ." * 60) == 0, "far from the end the prompt is short of nothing"
 
 
+def split(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+KNOWN, PAIRS_OF_WORDS = split(QWEN), split(r"\w+ \w+")
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+
+
 def changed(**changes: Any) -> dict[str, Any]:
     return state(byte_level(None)) | changes
 
@@ -85,6 +93,9 @@ def changed(**changes: Any) -> dict[str, Any]:
         {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}},
         {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}},
         {"pre_tokenizer": {"type": "WhitespaceSplit"}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [PAIRS_OF_WORDS, KNOWN, BYTES]}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTES, KNOWN, BYTES]}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [KNOWN]}},
         {"normalizer": {"type": "Lowercase"}},
         {"added_tokens": [{"content": "New York"}]},
         {"added_tokens": [{"content": "end"}]},
@@ -94,6 +105,7 @@ def changed(**changes: Any) -> dict[str, Any]:
 )
 def test_what_is_not_known_to_split_there_is_not_cut(changes: dict[str, Any]) -> None:
     assert cuttable(changed())
+    assert cuttable(changed(pre_tokenizer={"type": "Sequence", "pretokenizers": [KNOWN, BYTES]}))
     assert not cuttable(changed(**changes))
 
 

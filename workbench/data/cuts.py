@@ -61,17 +61,18 @@ def _splits(pre_tokenizer: Mapping[str, Any] | None) -> bool:
     if pre_tokenizer is None:
         return False
     steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
-    by_pattern, bytewise = False, False
-    for step in steps:
-        if step["type"] == "ByteLevel":
-            bytewise = not step["add_prefix_space"]
-            by_pattern = by_pattern or step.get("use_regex", True)
-        elif step["type"] == "Split":
-            known = step["pattern"].get("Regex") in PATTERNS and step["behavior"] == "Isolated"
-            by_pattern = known and not step["invert"]
+    if not steps or steps[-1]["type"] != "ByteLevel" or steps[-1]["add_prefix_space"]:
+        return False  # behind a ByteLevel a space is a letter
+    by_pattern = bool(steps[-1].get("use_regex", True))
+    for step in steps[:-1]:
+        if step["type"] == "Split":
+            # An unknown expression may look across the place, before a known one too.
+            if step["pattern"].get("Regex") not in PATTERNS or step["behavior"] != "Isolated" or step["invert"]:
+                return False
+            by_pattern = True
         elif step["type"] != "Digits":  # splits at digits, whatever stands beside them
             return False
-    return by_pattern and bytewise
+    return by_pattern
 
 
 def _apart(token: str) -> bool:
