@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.costs import answer_cost, arm_cost
 from pipelines.graph import Graph, build_graph
-from pipelines.judges import check_judge_keys, silent_judges, unfinished_judges, without_judges
+from pipelines.judges import check_keys, silent_judges, unfinished_judges, without_judges
 from pipelines.label_agreement import LabelWatch
 from pipelines.sources import model_sources, resolve_origin
 from pipelines.tracked import Tracking
@@ -81,7 +81,7 @@ def run_comparison(
     # ---- 1. Check and plan. Data errors come before anything heavy is imported or started.
     store = Store.open(home)
     graph = prepare(comparison, store)
-    check_judge_keys(graph, store)
+    check_keys(graph, store)
     built = read_sources_first(graph, store, wait_s, on_event)
 
     # ---- 2. Run the misses; the driver alone talks to MLflow, whose imports take as long as the workers'.

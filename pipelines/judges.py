@@ -1,9 +1,9 @@
-"""Judges that cannot judge: found before anything runs, survived while it runs, told apart afterwards."""
+"""Endpoints without a key, found before anything runs; judges that cannot judge, survived and told apart."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from pipelines.graph import Graph, build_graph
@@ -14,28 +14,34 @@ from workbench.stages import plan
 from workbench.store import Store
 
 
-def check_judge_keys(graph: Graph, store: Store) -> None:
-    """Refuses an endpoint's judge whose key is not in the environment, if there is still something to ask it.
+def check_keys(graph: Graph, store: Store) -> None:
+    """Refuses an endpoint whose key is not in the environment, if there is still something to ask it.
 
     Raises:
         ConfigError: The variable that `api_key_env` names is not set.
     """
-    for name in graph.comparison.evaluation.judges:
-        judge = graph.comparison.judges.get(name)
-        variable = judge.api_key_env if isinstance(judge, LLMJudge) else None
+    for where, variable, asking in _endpoints(graph):
         if variable is None or os.environ.get(variable):
             continue
-        asking = {
-            instance
-            for instance, stage in graph.stages.items()
-            if stage.name == "judgments" and stage.config["name"] == name
-        }
         if any(not one.cached for one in plan(list(graph.stages.values()), store) if one.instance in asking):
             raise ConfigError(
                 f"the environment variable {variable} is not set; expected it to hold the endpoint's key. Export it, "
                 "or write null where the endpoint needs none",
-                where=f"judges.{name}.api_key_env",
+                where=f"{where}.api_key_env",
             )
+
+
+def _endpoints(graph: Graph) -> Iterator[tuple[str, str | None, set[str]]]:
+    """Each judge's and the sampling server's place in the config, variable, and stages that ask it."""
+    stages = graph.stages.items()
+    for name in graph.comparison.evaluation.judges:
+        judge = graph.comparison.judges.get(name)
+        if isinstance(judge, LLMJudge):
+            asking = {one for one, stage in stages if stage.name == "judgments" and stage.config["name"] == name}
+            yield f"judges.{name}", judge.api_key_env, asking
+    server = graph.comparison.sampling.server
+    if server is not None:
+        yield "sampling.server", server.api_key_env, {one for one, stage in stages if "server" in stage.config}
 
 
 def unfinished_judges(graph: Graph, outcome: Outcome) -> dict[str, str]:

@@ -126,8 +126,12 @@ class Comparison(Section):
         return self
 
     def _sampling_problems(self) -> list[Problem]:
-        """A server with one policy can sample the SFT alone, and so best-of-n; all arms are sampled by one path."""
-        server = self.sampling.server
+        """A server with one policy can sample the SFT alone, and so best-of-n: all arms are sampled by one path. What
+        it takes of its processors is not known."""
+        server, limits = self.sampling.server, self.decision.max_cost_per_answer
+        if server is not None and limits is not None and (limits.cpu_s is not None or limits.gpu_s is not None):
+            message = "a server's seconds are not measured; with sampling.server limit tokens or flops"
+            return [(("decision", "max_cost_per_answer"), message)]
         others = [label for label, arm in self.arms.items() if not isinstance(arm, BestOfN)]
         if server is None or not server.one_policy or not others:
             return []

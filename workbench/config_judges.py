@@ -7,11 +7,10 @@ of the stages; where it is reached (url, key, limits) does not, so that an endpo
 from __future__ import annotations
 
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from workbench.config_base import Count, Problem, Section, Seed, refuse
+from workbench.config_base import Count, Section, Seed, refuse, url_problems
 
 RESERVED_JUDGES = frozenset({"gold", "proxy"})
 Opponents = Literal["sft", "all"]
@@ -88,17 +87,7 @@ class LLMJudge(Section):
 
     @model_validator(mode="after")
     def _check(self) -> LLMJudge:
-        found: list[Problem] = []
-        try:
-            parts = urlsplit(self.url)
-            fits = parts.scheme in ("http", "https") and bool(parts.hostname)
-            secret = parts.password is not None or parts.username is not None
-        except ValueError:
-            fits, secret = False, False
-        if not fits:
-            found.append((("url",), "expected http://HOST[:PORT]/v1 or https://…"))
-        elif secret:
-            found.append((("url",), "holds a password, which would be copied into reports; name api_key_env instead"))
+        found = url_problems(self.url)
         if self.max_usd is not None and self.price is None:
             found.append((("max_usd",), "needs price: {prompt: …, completion: …} in US dollars per million tokens"))
         refuse(found)

@@ -95,7 +95,7 @@ def check_paths(comparison: Comparison) -> None:
         IntegrityError: The one kind of problem is a model folder with pickled weights.
     """
     model = [*_policy_problems(comparison), *_gold_problems(comparison), *_judge_problems(comparison)]
-    model += _server_problems(comparison)
+    model += _sampling_problems(comparison)
     data = list(_data_problems(comparison))
     found = [*model, *data]
     if not found:
@@ -124,8 +124,14 @@ def _policy_problems(comparison: Comparison) -> Iterator[_PathProblem]:
                 yield from _folder_problems(where, Path(text), trusted=model.trust_remote_code)
 
 
-def _server_problems(comparison: Comparison) -> Iterator[_PathProblem]:
+def _sampling_problems(comparison: Comparison) -> Iterator[_PathProblem]:
     server = comparison.sampling.server
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if comparison.sampling.cache == "compiled" and shutil.which(compiler) is None:
+        message = (
+            f"got compiled, which torch.compile does by {compiler}: there is none; install it, set CXX, or use static"
+        )
+        yield "sampling.cache", message, False
     program = shlex.split(server.command)[0] if server is not None and server.command is not None else None
     if program is not None and shutil.which(program) is None:
         message = f"no such program: {program}; expected one on PATH, or the full path of one in its own environment"

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, model_validator
 
-from workbench.config_base import Count, Problem, Section, refuse
+from workbench.config_base import Count, Problem, Section, refuse, url_problems
+from workbench.redact import redact
 
 MODEL, PORT = "{model}", "{port}"
+# What of a request says which response is wanted: not to be said otherwise by `body`.
+OURS: Final = {
+    "model", "prompt", "max_tokens", "temperature", "top_p", "seed", "stop_token_ids", "n", "best_of", "echo", "stream",
+}  # fmt: skip
+_KEY: Final = re.compile(r"api[-_]?key", re.IGNORECASE)
 # Where and how patiently a server is asked: no influence on what it draws, so not in a stage's key.
 CONNECTION = ("url", "api_key_env", "concurrency", "timeout_s", "max_retries", "deadline_s", "start_timeout_s")
 
@@ -53,7 +59,8 @@ class SamplingServer(Section):
 
     @model_validator(mode="after")
     def _check(self) -> SamplingServer:
-        refuse([*self._command_problems(), *self._url_problems()])
+        urls = url_problems(self.url) if self.url is not None else []
+        refuse([*self._command_problems(), *urls, *self._body_problems()])
         return self
 
     def _command_problems(self) -> list[Problem]:
@@ -70,24 +77,19 @@ class SamplingServer(Section):
             words = shlex.split(self.command)
         except ValueError as error:
             return [(("command",), f"cannot be read as a command line: {error}")]
-        if any(word.lstrip("-").replace("_", "-").startswith("api-key") for word in words):
+        if any(_KEY.search(word) for word in words) or redact(words) != words:
             message = "holds a key, which would be copied into reports; let the server read it from its environment"
             found.append((("command",), f"{message} (VLLM_API_KEY) and name that in api_key_env"))
         return found
 
-    def _url_problems(self) -> list[Problem]:
-        if self.url is None:
-            return []
-        try:
-            parts = urlsplit(self.url)
-            fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-            secret = parts.password is not None or parts.username is not None
-        except ValueError:
-            fits, secret = False, False
-        if not fits:
-            return [(("url",), "expected http://HOST[:PORT]/v1 or https://…")]
-        message = "holds a password, which would be copied into reports; name api_key_env instead"
-        return [(("url",), message)] if secret else []
+    def _body_problems(self) -> list[Problem]:
+        found: list[Problem] = []
+        if named := sorted(OURS & self.body.keys()):
+            message = f"got {', '.join(named)}, which every request gets from evaluation, the prompt and the seeds"
+            found.append((("body",), f"{message}; remove it"))
+        if redact(self.body) != self.body:
+            found.append((("body",), "holds a key, which would be copied into reports; name api_key_env instead"))
+        return found
 
     @property
     def one_policy(self) -> bool:

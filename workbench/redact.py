@@ -16,7 +16,7 @@ _SECRET_KEY = re.compile(
 _VOCABULARY_TOKEN = re.compile(r"(^|_)(pad|eos|bos|unk|sep|cls|mask|stop|special)_token$")
 _USERINFO = re.compile(r"(?<=://)[^/\s@'\"]+@")
 _ASSIGNED = re.compile(
-    r"(?i)\b((?:[a-z0-9]+[_-])*(?:password|passwd|pwd|secret|token|api_?key|access_?key|signature|sig)"
+    r"(?i)\b((?:[a-z0-9]+[_-])*(?:password|passwd|pwd|secret|token|api[_-]?key|access[_-]?key|signature|sig)"
     r"\s*=\s*)[^&\s'\",;)]+"
 )
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[a-z0-9._~+/=-]{8,}")

@@ -144,15 +144,25 @@ class ServerSampler:
             )
         return [Sample(ids=list(one["ids"]), logprobs=[], finish_reason=one["finish_reason"]) for one in found]
 
-    def check(self, policy: Any, prompts: Sequence[Sequence[int]], drawn: Sequence[Sample]) -> dict[str, Any]:
+    def check(
+        self, policy: Any, reference: Any | None, prompts: Sequence[Sequence[int]], drawn: Sequence[Sample]
+    ) -> dict[str, Any]:
         """Holds what the server drew against the policy's own probabilities; for facts.json.
+
+        Args:
+            policy: Whose samples they should be.
+            reference: The SFT; None where that is the policy.
+            prompts: Token ids, row by row.
+            drawn: Row by row.
 
         Raises:
             IntegrityError: It cannot be the policy's own; what was kept is dropped.
         """
         responses = [one.ids for one in drawn]
         try:
-            found = check_agreement(policy, prompts, responses, self._decoding, self._server["check_responses"])
+            found = check_agreement(
+                policy, reference, prompts, responses, self._decoding, self._server["check_responses"]
+            )
         except IntegrityError:
             self.forget()
             raise
@@ -333,7 +343,7 @@ class ServerSampler:
         self, client: Completions, running: Running | None, wanted: int, failure: RequestFailed
     ) -> SamplingError:
         trouble = running.trouble() if running is not None else None
-        told = f"{client.name}: {failure}" + (f"; {trouble}" if trouble is not None else "")
+        told = f"{client.name}: {failure}" + (f"; {client.clean(trouble, 2000)}" if trouble is not None else "")
         advice = (
             "the server refuses the request: see its context length and sampling.server.body"
             if failure.reason == "rejected"

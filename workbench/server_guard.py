@@ -35,6 +35,8 @@ def main(command: list[str]) -> int:
 
 def _end(child: subprocess.Popen[bytes]) -> None:
     """The command and what it started: asked first, killed after a while."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # whoever is impatient must not leave the server behind
     for number, wait_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, number)

@@ -33,14 +33,14 @@ class Running:
     """
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path, url: str) -> None:
-        self._process, self._log, self.url = process, log, url
+        self._process, self.log, self.url = process, log, url
 
     def trouble(self) -> str | None:
         """Its exit code and its last words where it has ended; None while it runs."""
         code = self._process.poll()
         if code is None:
             return None
-        tail = redact_text(self._log.read_text(encoding="utf-8", errors="replace")[-_TAIL:]).strip()
+        tail = redact_text(self.log.read_text(encoding="utf-8", errors="replace")[-_TAIL:]).strip()
         return f"the server ended with exit code {code}; its last words: {tail or '(none)'}"
 
 
@@ -64,13 +64,15 @@ def started(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    words = [word.replace(MODEL, str(folder)).replace(PORT, str(port)) for word in shlex.split(command)]
+    words = [word.replace(PORT, str(port)).replace(MODEL, str(folder)) for word in shlex.split(command)]
     environment = with_all_gpus({name: value for name, value in os.environ.items() if name not in _OURS})
     log = work / "server.log"
     with log.open("wb") as output:
+        # A session of its own: who is killed with all of its session must not take the guard along.
         process = subprocess.Popen(
-            [sys.executable, str(GUARD), *words], stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment
-        )
+            [sys.executable, str(GUARD), *words],
+            stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, start_new_session=True,
+        )  # fmt: skip
     try:
         running = Running(process, log, f"http://127.0.0.1:{port}/v1")
         _wait(running, f"http://127.0.0.1:{port}", connection["start_timeout_s"], stop_requested)
@@ -91,13 +93,15 @@ def _wait(running: Running, base: str, timeout_s: float, stop_requested: Callabl
         if (trouble := running.trouble()) is not None:
             raise SamplingError(f"{trouble}; check sampling.server.command by hand", where="sampling.server.command")
         try:
-            if any(httpx2.get(f"{base}{path}", timeout=5).status_code == 200 for path in ("/health", "/v1/models")):
+            # Not by a proxy that the environment names: it is on this machine.
+            found = (httpx2.get(f"{base}{path}", timeout=5, trust_env=False) for path in ("/health", "/v1/models"))
+            if any(one.status_code == 200 for one in found):
                 return
         except httpx2.HTTPError:
             pass
         time.sleep(0.2)
     raise SamplingError(
         f"the server did not answer within {timeout_s:g} s; raise sampling.server.start_timeout_s, or look into "
-        f"{running._log}",
+        f"{running.log}",
         where="sampling.server.command",
     )

@@ -10,16 +10,20 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from pipelines.graph import build_graph
+from pipelines.judges import check_keys
+from pipelines.sources import resolve_origin
+from tests import bench
 from tests.ml_helpers import PAD, STOPS, Log, World, build_world, policy_of, random_rows, tiny_model
+from tests.workbench.completions_server import Policies, completion
 from tests.workbench.judging_server import Answer, Asked, serving
 from workbench import evaluation
 from workbench.config import SamplingServer, check_paths, load_config
@@ -32,7 +36,8 @@ from workbench.sampling import Decoding, sample
 from workbench.sampling_check import agreement
 from workbench.sampling_server import KEPT_FILE
 from workbench.scoring import sequence_logprobs
-from workbench.server_process import GUARD, started
+from workbench.server_process import started
+from workbench.store import Store
 
 LENGTH = 8
 KEY = "sk-local-0123456789abcdefghij"
@@ -55,29 +60,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return world
 
 
-class Policies:
-    """Answers in token ids from the model in the folder that the request names; `changes` are the server's mistakes."""
-
-    def __init__(self, world: World, folder: Path | None = None, **changes: Any) -> None:
-        known = (world.model, world.root / "policy/checkpoints/last")
-        self._models = {str(one): policy_of(one) for one in known}  # not in a thread: loading is not safe there
-        self._folder, self._changes, self._lock = folder, changes, threading.Lock()
-
-    def __call__(self, asked: Asked) -> Answer:
-        body = {**asked.body, **self._changes}
-        folder = str(self._folder or body["model"])
-        decoding = Decoding(
-            temperature=body["temperature"], top_p=body["top_p"], max_response_tokens=body["max_tokens"],
-            stop_ids=tuple(body["stop_token_ids"]),
-        )  # fmt: skip
-        with self._lock:
-            (one,) = sample(self._models[folder], [body["prompt"]], decoding, pad_id=PAD, seed=body["seed"])
-        return completion(one.ids, one.finish_reason, body["prompt"])
-
-
-def completion(ids: list[int] | None, finish: str, prompt: list[int] | None = None, **choice: Any) -> Answer:
-    found = {"index": 0, "text": "", "token_ids": ids, "prompt_token_ids": prompt, "finish_reason": finish} | choice
-    return Answer(raw=json.dumps({"model": "m", "choices": [found], "usage": {"completion_tokens": 3}}).encode())
+def policies(world: World, **changes: Any) -> Policies:
+    return Policies(world.model, world.root / "policy/checkpoints/last", **changes)
 
 
 def server_fields(**changes: Any) -> dict[str, Any]:
@@ -105,7 +89,7 @@ def generate(
 
 
 def test_the_stage_measures_the_servers_samples_by_our_own_models(world: World, tmp_path: Path) -> None:
-    with serving(Policies(world)) as server:
+    with serving(policies(world)) as server:
         rows, facts, log = generate(world, tmp_path / "w", server.url)
         again, _, _ = generate(world, tmp_path / "w2", server.url)
     packed = {row["prompt_id"]: row["ids"] for row in read_packed_prompts(world.prompts)}
@@ -128,23 +112,28 @@ def test_the_stage_measures_the_servers_samples_by_our_own_models(world: World, 
     assert values["sampling_wall_s"] > 0
 
 
-@pytest.mark.parametrize(
-    ("mistake", "decoding"),
-    [
-        ({"folder": "sft"}, {}),
-        ({"temperature": 0.6}, {}),
-        ({"temperature": 1.0}, {"temperature": 0.6}),
-        ({"top_p": 1.0}, {"top_p": 0.5}),
-        ({"top_p": 0.5}, {}),
-    ],
-)
-def test_samples_of_something_else_are_refused_and_forgotten(
-    world: World, tmp_path: Path, mistake: dict[str, Any], decoding: dict[str, Any]
-) -> None:
-    mistake = mistake | ({"folder": world.model} if "folder" in mistake else {})
-    with serving(Policies(world, **mistake)) as server, pytest.raises(IntegrityError, match="not the policy's"):
-        generate(world, tmp_path / "w", server.url, **decoding)
+def test_samples_of_another_policy_are_refused_and_forgotten(world: World, tmp_path: Path) -> None:
+    with (
+        serving(policies(world, folder=world.model)) as server,
+        pytest.raises(IntegrityError, match="not the policy's"),
+    ):
+        generate(world, tmp_path / "w", server.url)
     assert not (tmp_path / "w" / KEPT_FILE).exists()
+
+
+def decoding_of(**changes: Any) -> Decoding:
+    return Decoding(**({"max_response_tokens": LENGTH, "stop_ids": tuple(STOPS)} | changes))
+
+
+@pytest.mark.parametrize(
+    ("drawn", "stated"),
+    [({"temperature": 0.6}, {}), ({}, {"temperature": 0.6}), ({}, {"top_p": 0.5}), ({"top_p": 0.5}, {})],
+)
+def test_another_distribution_is_told(world: World, drawn: dict[str, Any], stated: dict[str, Any]) -> None:
+    model = tiny_model(world.tokenizer, seed=7)
+    prompts = random_rows(np.random.default_rng(0), 128, end=False)
+    responses = [one.ids for one in sample(model, prompts, decoding_of(**drawn), pad_id=PAD, seed=0)]
+    assert agreement(model, None, prompts, responses, decoding_of(**stated), 128).faults
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -153,58 +142,85 @@ def test_own_samples_agree_within_the_stated_noise(world: World, temperature: fl
     """Over draws the difference has mean 0 and the stated standard error; in the wrong place it is many of them off."""
     model = tiny_model(world.tokenizer, seed=7)
     prompts = random_rows(np.random.default_rng(0), 64, end=False)
-    decoding = Decoding(temperature=temperature, top_p=top_p, max_response_tokens=LENGTH, stop_ids=tuple(STOPS))
+    decoding = decoding_of(temperature=temperature, top_p=top_p)
     z = []
     for seed in range(8):
         responses = [one.ids for one in sample(model, prompts, decoding, pad_id=PAD, seed=seed)]
-        found = agreement(model, prompts, responses, decoding, 32)
-        assert found.ok
+        found = agreement(model, None, prompts, responses, decoding, 32)
+        assert not found.faults
         assert (found.responses, found.outside) == (32, 0)
         z.append(found.difference / found.standard_error)
     assert max(map(abs, z)) < 4
     assert 0.3 < float(np.std(z)) < 2.5
-    shifted = Decoding(temperature=1.6, max_response_tokens=LENGTH, stop_ids=tuple(STOPS))
-    assert not agreement(model, prompts, responses, shifted, 64).ok
+    shifted = decoding_of(temperature=1.6)
+    assert agreement(model, None, prompts, responses, shifted, 64).faults
 
 
-Script = Callable[[Asked], Answer]
+def test_the_weights_that_the_policy_started_from_are_told_from_it(world: World) -> None:
+    """Trained a little, so that what each token's probability says alone would let the SFT's samples pass."""
+    reference, policy = (tiny_model(world.tokenizer, seed=7) for _ in range(2))
+    generator = torch.Generator().manual_seed(0)
+    for one in policy.parameters():
+        one += 0.1 * one.std() * torch.randn(one.shape, generator=generator)
+    prompts = random_rows(np.random.default_rng(0), 128, end=False)
+    decoding = decoding_of()
+    for seed in range(4):
+        own, other = (
+            [one.ids for one in sample(model, prompts, decoding, pad_id=PAD, seed=seed)]
+            for model in (policy, reference)
+        )
+        found = agreement(policy, reference, prompts, own, decoding, 128)
+        assert not found.faults
+        assert 0 < found.leaning_expected < 0.3, "nats a token"
+        assert abs(found.leaning) < 4 * found.leaning_error
+        assert not agreement(policy, None, prompts, other, decoding, 128).faults
+        (fault,) = agreement(policy, reference, prompts, other, decoding, 128).faults
+        assert "as if the SFT had drawn them" in fault
 
 
-def failing(answers: Script, fault: Answer, at: Callable[[Asked], bool]) -> Script:
-    """A server of which some requests get `fault`."""
-    return lambda asked: fault if at(asked) else answers(asked)
+def test_answers_from_a_cache_are_told(world: World) -> None:
+    model = tiny_model(world.tokenizer, seed=7)
+    prompts = [row for row in random_rows(np.random.default_rng(0), 64, end=False) for _ in range(2)]
+    decoding = decoding_of()
+    own = [one.ids for one in sample(model, prompts, decoding, pad_id=PAD, seed=0)]
+    found = agreement(model, None, prompts, own, decoding, 128)
+    assert not found.faults
+    assert abs(found.repeats - found.repeats_expected) < 4 * found.repeats_error + 1
+    cached = [one for one in own[::2] for _ in range(2)]
+    (fault,) = agreement(model, None, prompts, cached, decoding, 128).faults
+    assert "repeat the one before" in fault
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        Answer(status=429, raw=b"slow down", headers={"Retry-After": "0.01"}),
-        Answer(status=500, raw=b"oops"),
-        Answer(raw=b'{"choices": [{"token_ids": [3, '),
-    ],
-    ids=["429", "500", "truncated"],
+FAULTS = (
+    Answer(status=429, raw=b"slow down", headers={"Retry-After": "0.01"}),
+    Answer(status=500, raw=b"oops"),
+    Answer(raw=b'{"choices": [{"token_ids": [3, '),  # torn
 )
-def test_faults_are_tried_again(world: World, tmp_path: Path, fault: Answer) -> None:
-    tried: set[int] = set()
 
-    def first_try(asked: Asked) -> bool:
+
+def test_faults_are_tried_again(world: World, tmp_path: Path) -> None:
+    own, tried = policies(world), dict[int, Answer]()
+
+    def script(asked: Asked) -> Answer:
         seed = asked.body["seed"]
-        if seed % 5 or seed in tried:
-            return False
-        tried.add(seed)
-        return True
+        if asked.number % 5 or seed in tried:
+            return own(asked)
+        return tried.setdefault(seed, FAULTS[len(tried) % 3])
 
-    with serving(failing(Policies(world), fault, first_try)) as server:
+    with serving(script) as server:
         rows, _, _ = generate(world, tmp_path / "w", server.url)
     assert len(rows) == 64
-    assert len(server.asked) == 64 + len(tried) > 64
+    assert len(server.asked) == 64 + len(tried)
+    assert len(tried) > 6
+    assert len(list(read_jsonl(tmp_path / "w" / KEPT_FILE))) == 64, "each once"
 
 
 def test_a_server_that_dies_loses_nothing(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_KEY", KEY)
     options = {"api_key_env": "LOCAL_KEY", "max_retries": 0}
     dead = Answer(status=503, raw=f"worker died, Authorization: Bearer {KEY}".encode())
-    with serving(failing(Policies(world), dead, lambda asked: asked.number >= 40)) as server:
+    own = policies(world)
+    with serving(lambda asked: dead if asked.number >= 40 else own(asked)) as server:
         told = {"connection": connection(server.url, **options)}
         with pytest.raises(SamplingError, match="run again") as failed:
             generate(world, tmp_path / "w", None, **told)
@@ -215,7 +231,7 @@ def test_a_server_that_dies_loses_nothing(world: World, tmp_path: Path, monkeypa
     assert f"{len(kept)} of 64" in str(failed.value)
     with (tmp_path / "w" / KEPT_FILE).open("a") as file:
         file.write('{"row": 63, "ids": [3')  # killed while writing
-    with serving(Policies(world)) as server:
+    with serving(policies(world)) as server:
         rows, _, _ = generate(world, tmp_path / "w", None, connection=connection(server.url, **options))
         assert len(server.asked) == 24
         whole, _, _ = generate(world, tmp_path / "w3", server.url)
@@ -228,7 +244,7 @@ def test_a_server_that_dies_loses_nothing(world: World, tmp_path: Path, monkeypa
 
 def test_a_stop_keeps_what_came(world: World, tmp_path: Path) -> None:
     log = Log(tmp_path / "w")
-    answers = Policies(world)
+    answers = policies(world)
 
     def script(asked: Asked) -> Answer:
         if asked.number == 20:
@@ -260,7 +276,7 @@ def test_what_is_no_response_of_ours_ends_at_once(
 
 
 def test_a_stop_token_that_the_server_leaves_out_is_put_back(world: World, tmp_path: Path) -> None:
-    own = Policies(world)
+    own = policies(world)
 
     def script(asked: Asked) -> Answer:
         choice = json.loads(own(asked).data())["choices"][0]
@@ -311,22 +327,28 @@ def test_a_started_server_is_gone_afterwards(tmp_path: Path, monkeypatch: pytest
     assert (tmp_path / "server.log").read_text().startswith(f"serving {tmp_path}/a policy None")
 
 
-def test_no_server_outlives_a_killed_run(tmp_path: Path) -> None:
+RUN = """
+import sys, time
+from pathlib import Path
+from workbench import server_process
+with server_process.started(sys.argv[1], Path("m"), {"start_timeout_s": 120.0}, Path(sys.argv[2]), lambda: False):
+    print("up", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_no_server_outlives_a_run_that_is_killed_with_its_session(tmp_path: Path) -> None:
+    """As a worker ends all that is of its session, at once, where its driver has died."""
     (tmp_path / "server.py").write_text(SERVER)
+    command = f"{sys.executable} {tmp_path}/server.py {{model}} {{port}} {tmp_path}/pid"
     run = subprocess.Popen(
-        [
-            sys.executable, "-c",
-            "import subprocess, sys, time; "
-            "guard = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE); time.sleep(60)",
-            sys.executable, str(GUARD), sys.executable, str(tmp_path / "server.py"), "m", "0", str(tmp_path / "pid"),
-        ]
+        [sys.executable, "-c", RUN, command, str(tmp_path)],
+        stdout=subprocess.PIPE, env=bench.environment(), start_new_session=True,
     )  # fmt: skip
-    for _ in range(200):
-        if (tmp_path / "pid").exists() and (tmp_path / "pid").read_text():
-            break
-        time.sleep(0.05)
-    os.kill(run.pid, signal.SIGKILL)
-    run.wait()
+    assert run.stdout is not None
+    assert run.stdout.readline() == b"up\n"
+    os.killpg(run.pid, signal.SIGKILL)
+    run.communicate()
     assert gone(int((tmp_path / "pid").read_text()))
 
 
@@ -370,7 +392,12 @@ def config_of(tmp_path: Path, sampling: str) -> Any:
         ("{server: {url: 'http://h/v1', command: 'x {model} {port}'}}", "exactly one"),
         ("{server: {command: 'vllm serve {model}'}}", "{port}"),
         ("{server: {command: 'vllm serve {model} --port {port} --api-key abc'}}", "api_key_env"),
+        ("{server: {command: 'env VLLM_API_KEY=abc vllm serve {model} --port {port}'}}", "holds a key"),
         ("{server: {url: 'http://user:pw@h/v1'}}", "password"),
+        ("{server: {url: 'http://h/v1?api-key=abc'}}", "a key"),
+        ("{server: {url: 'http://h/v1', body: {seed: 1, top_k: 0}}}", "got seed, which"),
+        ("{server: {url: 'http://h/v1', body: {hub_token: abc}}}", "holds a key"),
+        ("{server: {url: 'http://h/v1'}}\ndecision: {max_cost_per_answer: {cpu_s: 1.0}}", "seconds are not measured"),
         ("{server: {url: 'http://h/v1', model: my-sft}}", "one policy, but dpo"),
         ("{cache: static, server: {url: 'http://h/v1'}}", "no effect"),
         ("{cache: fast}", "cache"),
@@ -381,11 +408,24 @@ def test_a_wrong_block_is_refused_before_anything_runs(tmp_path: Path, sampling:
         config_of(tmp_path, sampling)
 
 
-def test_a_command_that_is_not_there_is_told_before_anything_runs(tmp_path: Path) -> None:
+def test_what_is_not_on_this_machine_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = "{server: {command: 'no-such-server {model} {port}'}}"
     with pytest.raises(ConfigError, match="no such program: no-such-server"):
         check_paths(config_of(tmp_path, command))
     check_paths(config_of(tmp_path, command.replace("no-such-server", sys.executable)))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError, match=r"sampling\.cache: got compiled.*no-such-compiler"):
+        check_paths(config_of(tmp_path, "{cache: compiled}"))
+
+
+def test_a_key_that_is_not_there_is_told_before_anything_runs(tmp_path: Path) -> None:
+    comparison = config_of(tmp_path, "{server: {url: 'http://h/v1', api_key_env: NO_SUCH_KEY}}")
+    store = Store.open(tmp_path / "home")
+    graph = build_graph(comparison, resolve_origin(comparison, store))
+    with pytest.raises(ConfigError, match=r"sampling\.server\.api_key_env: the environment variable NO_SUCH_KEY"):
+        check_keys(graph, store)
 
 
 def test_what_draws_is_part_of_the_comparison_and_where_it_is_reached_is_not(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from workbench.judging.text import one_line
 T = TypeVar("T")
 _MAX_BODY_BYTES: Final = 4 << 20
 _BACKOFF_S, _LONGEST_BACKOFF_S = 1.0, 30.0
+_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _RETRIED: Final = frozenset({408, 409, 425, 429})
 _ADVICE: Final[Mapping[int, str]] = {
     401: "set the environment variable named in api_key_env to a valid key",
@@ -90,7 +91,10 @@ class Client(Generic[T]):
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         # A redirect would carry prompts, and perhaps the key, to where nobody asked for.
         limits = httpx2.Limits(max_connections=None)  # the caller's threads are the limit
-        self._client = httpx2.Client(headers=headers, timeout=self._timeout_s, limits=limits, follow_redirects=False)
+        self._client = httpx2.Client(
+            headers=headers, timeout=self._timeout_s, limits=limits, follow_redirects=False,
+            trust_env=urlsplit(self.url).hostname not in _LOOPBACK,  # no proxy leads to this machine
+        )  # fmt: skip
 
     def close(self) -> None:
         """Drops the connections; requests on their way fail."""
