@@ -421,10 +421,3 @@ def test_a_finished_comparison_has_all_of_it(smoke_home: Path) -> None:
         version = store.get_model_version_by_alias("smoke", alias)
         assert (smoke_home / version.tags["store"] / "config.json").is_file()
         assert told["comparison"] in version.description
-    from mlflow.artifacts import download_artifacts
-
-    uri = default_uri(smoke_home)
-    folder = download_artifacts(
-        "models:/smoke@best-ppo", tracking_uri=uri, registry_uri=uri
-    )  # as docs/mlflow.md has it
-    assert (Path(folder) / "config.json").is_file()
