@@ -63,7 +63,7 @@ def _several(results: Mapping[str, Any], label: str) -> str:
         return ""
     text = f"These numbers are over run seeds {', '.join(map(str, seeds))}; the weights are run seed {seeds[0]}'s."
     by_seed = ((results.get("arms") or {}).get(label) or {}).get("by_seed") or ()
-    own = next((one for one in by_seed if one["seed"] == seeds[0]), {})
+    own: dict[str, Any] = next((one for one in by_seed if one["seed"] == seeds[0]), {})
     told = [(words, interval(own.get(field))) for field, words in OWN.items()]
     alone = ", ".join(f"{words} {value}" for words, value in told if value != wording.MISSING)
     return text + (f" Alone they have {escape(alone)}." if alone else "")
