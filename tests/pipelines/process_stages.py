@@ -1,19 +1,14 @@
-"""Stages for the tests of several processes: all training stages after each other in one launch, and a loop to kill."""
+"""A stage for the tests of several processes: all training stages after each other in one launch."""
 
 from __future__ import annotations
 
-import os
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipelines import dpo, grpo, ppo, reward_model, rloo, sft
 from tests.ml_helpers import STOPS, dpo_config, ppo_config, reward_config, sft_config
-from workbench import processes
 from workbench.config_arms_online import GRPO, RLOO
 from workbench.errors import StageInterrupted
 from workbench.stage_log import StageLog
@@ -84,21 +79,9 @@ def train(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: Stage
             (out / name / "metrics.jsonl").write_text((one.work / "metrics.jsonl").read_text())
 
 
-def exchange(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLog) -> None:
-    """Adds up numbers for ever; `raises` in the second process. Process ids are written first."""
-    (out.parent / f"{log.rank}.pid").write_text(str(os.getpid()))
-    while not processes.any_of(log.stop_requested()):
-        if config["raises"] and log.rank == 1:
-            raise ValueError("nothing to add")
-        processes.total(torch.ones(3))
-        log.progress(1, 2)
-        time.sleep(0.02)
-    raise StageInterrupted
-
-
-def stage(name: str, function: str, config: dict[str, Any], inputs: Mapping[str, Any], count: int) -> Stage:
-    """A stage of this module with `count` processes."""
+def training(cases: list[str], inputs: Mapping[str, Any], count: int) -> Stage:
+    """`train` with `count` processes."""
     return Stage(
-        name=name, instance=f"{name}[{count}]", function=f"tests.pipelines.process_stages:{function}", config=config,
-        inputs=inputs, seed=3, packages=("torch",), resources=Resources(processes=count),
+        name="train", instance=f"train[{count}]", function="tests.pipelines.process_stages:train",
+        config={"cases": cases}, inputs=inputs, seed=3, packages=("torch",), resources=Resources(processes=count),
     )  # fmt: skip

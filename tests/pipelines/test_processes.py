@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,21 +18,22 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.ml_helpers import Log, build_world
-from tests.pipelines.process_stages import CASES, stage
+from tests.pipelines.exchange_stage import exchanging
+from tests.pipelines.process_stages import CASES, training
 from workbench import evaluation, executors
 from workbench.errors import ResourceError
-from workbench.executors import Event, Outcome
-from workbench.ranks import FOLDER
+from workbench.executors import Outcome
 from workbench.stage_log import read_metrics
-from workbench.stages import External, StageFailedError, key_material
+from workbench.stages import External, Stage, StageFailedError, key_material
 from workbench.store import Store
 
+ROOT = Path(__file__).resolve().parents[2]
 PRELOAD = (*executors.TRAINING_PRELOAD, "trl.trainer.rloo_trainer", "trl.trainer.grpo_trainer")
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store.open(tmp_path_factory.mktemp("home"))
+    return Store.open(tmp_path_factory.mktemp("100% of a home"))
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +48,7 @@ def trained(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
         "model": world.model,
     }  # fmt: skip
     given = {role: External(path=str(path), digest=store.hash_path(path)) for role, path in folders.items()}
-    stages = [
-        stage("train", "train", {"cases": [*CASES, *(["ppo-interrupted"] if count == 2 else [])]}, given, count)
-        for count in (1, 2)
-    ]
+    stages = [training([*CASES, *(["ppo-interrupted"] if count == 2 else [])], given, count) for count in (1, 2)]
     outcome = executors.run(stages, store, workers=2, preload=PRELOAD)
     assert not outcome.failures, (outcome.failures, outcome.tracebacks)
     return outcome
@@ -97,7 +97,7 @@ def test_the_record_tells_the_processes_and_the_key_hangs_on_them(trained: Outco
     records = [trained.artifacts[f"train[{count}]"].record for count in (1, 2)]
     assert [record.processes for record in records] == [1, 2]
     assert records[1].cost.wall_s > 0
-    materials = [key_material(stage("train", "train", {}, {}, count), {}) for count in (1, 2)]
+    materials = [key_material(training([], {}, count), {}) for count in (1, 2)]
     assert "processes" not in materials[0], "keys of one process are those from before there could be several"
     assert materials[1]["processes"] == 2
 
@@ -112,51 +112,85 @@ def gone(pid: int) -> bool:
         return True
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> None:
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 120.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain until {what}"
         time.sleep(0.02)
 
 
-def exchanging(store: Store, name: str, end: Callable[[list[int]], None] | None) -> tuple[Any, list[int]]:
-    """Runs the loop with three processes, does `end` to their ids; returns the failure and the ids."""
-    one = stage(name, "exchange", {"raises": end is None}, {}, 3)
-    pids: list[int] = []
-    works: list[Path] = []
+def ids(home: Path) -> list[int]:
+    """Of the three processes that exchange numbers, once all do."""
 
-    def hear(event: Event) -> None:
-        if event.kind == "started" and event.path is not None:
-            works.append(event.path.parent)
+    def written() -> list[int]:
+        return [int(text) for file in sorted(home.glob("work/*/*.pid")) if (text := file.read_text())]
 
-    def act() -> None:
-        wait_until(lambda: works, "it started")
-        files = [works[0] / "0.pid", *(works[0] / FOLDER / str(rank) / f"{rank}.pid" for rank in (1, 2))]
-        wait_until(lambda: all(file.exists() and file.read_text() for file in files), "all processes run")
-        pids.extend(int(file.read_text()) for file in files)
-        if end is not None:
-            end(pids)
+    wait_until(lambda: len(written()) == 3, "all processes run")
+    return written()
 
-    helper = threading.Thread(target=act)
+
+def run_and(end: Callable[[list[int]], None], home: Path, one: Stage, **options: Any) -> Outcome:
+    """Runs a stage that exchanges numbers, and does `end` to its processes."""
+    helper = threading.Thread(target=lambda: end(ids(home)))
     helper.start()
-    outcome = executors.run([one], store, preload=PRELOAD, on_event=hear)
-    helper.join()
-    assert len(pids) == 3
-    return outcome.failures[one.instance], pids
+    try:
+        return executors.run([one], Store.open(home), preload=PRELOAD, **options)
+    finally:
+        helper.join()
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_a_killed_process_ends_the_stage_and_leaves_none_behind(rank: int, store: Store) -> None:
-    failure, pids = exchanging(store, f"killed-{rank}", lambda pids: os.kill(pids[rank], signal.SIGKILL))
+def test_a_killed_process_ends_the_stage_and_leaves_none_behind(rank: int, tmp_path: Path) -> None:
+    pids: list[int] = []
+
+    def kill(found: list[int]) -> None:
+        pids.extend(found)
+        os.kill(found[rank], signal.SIGKILL)
+
+    failure = run_and(kill, tmp_path, exchanging()).failures["exchange"]
     assert isinstance(failure, ResourceError)
     assert "was killed (SIGKILL)" in failure.message
     assert rank == 0 or "process 3 of 3" in failure.message
     wait_until(lambda: all(map(gone, pids)), "all processes are gone")
 
 
-def test_a_process_that_fails_ends_the_stage_with_its_story(store: Store) -> None:
-    failure, pids = exchanging(store, "raises", None)
+def test_a_process_that_fails_ends_the_stage_with_its_story(tmp_path: Path) -> None:
+    pids: list[int] = []
+    failure = run_and(pids.extend, tmp_path, exchanging(raises=True)).failures["exchange"]
     assert isinstance(failure, StageFailedError)
     assert "ValueError: nothing to add" in failure.message
     assert "process 2 of 3" in failure.message
     wait_until(lambda: all(map(gone, pids)), "all processes are gone")
+
+
+def test_ctrl_c_ends_processes_that_wait_for_one_that_hangs(tmp_path: Path) -> None:
+    pids: list[int] = []
+
+    def hang(found: list[int]) -> None:
+        pids.extend(found)
+        os.kill(found[2], signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_and(hang, tmp_path, exchanging(), grace_s=0.5)
+    wait_until(lambda: all(map(gone, pids)), "all processes are gone")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_no_process_outlives_the_command(number: signal.Signals, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.workbench.toy_driver", str(tmp_path), "exchange"]
+    told = {**os.environ, "WORLD_SIZE": "2", "LOCAL_RANK": "0"}  # as under a launcher, which is not asked
+    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=told)
+    pids = ids(tmp_path)
+    driver.send_signal(number)
+    output, errors = driver.communicate(timeout=120)
+    assert driver.returncode == -number, errors
+    assert ('"interrupted"' in output) == (number == signal.SIGINT)
+    wait_until(lambda: all(map(gone, pids)), "all processes are gone")
+
+
+def test_lopsided_gradients_are_added_up_and_weights_compared(tmp_path: Path) -> None:
+    outcome = executors.run([exchanging("lopsided")], Store.open(tmp_path), preload=PRELOAD)
+    assert not outcome.failures, outcome.tracebacks
+    told = json.loads((outcome.artifacts["lopsided"].path / "gradients.json").read_text())
+    assert told == [[6.0, 6.0], [3.0, 3.0], None]

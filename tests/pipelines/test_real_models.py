@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from pipelines import dpo, grpo, ppo, reward_model, rloo, sft
 from tests.ml_helpers import Log, World, build_world, dpo_config, policy_of, ppo_config, reward_config, sft_config
@@ -18,9 +19,10 @@ from tests.pipelines.process_stages import LORA, grpo_config, rloo_config
 from workbench import evaluation
 from workbench.config_comparison import Comparison
 from workbench.device import check_processes, visible_gpus
-from workbench.errors import ResourceError
+from workbench.errors import ConfigError, ResourceError
 from workbench.models import Placement, load_policy, trunk_digest
 from workbench.policy_set import read_policy_set
+from workbench.trl_adapter import TrainSpec, train_sft
 
 ARMS: dict[str, Any] = {
     "reward_model": (reward_model, reward_config(batch_size=8, epochs=1)),
@@ -34,8 +36,8 @@ STEPS: dict[str, Any] = {
     "sft": (sft, sft_config(steps=3, batch_size=7)),
     "reward_model": (reward_model, reward_config(batch_size=7, epochs=1)),
     "dpo": (dpo, dpo_config(batch_size=7, epochs=1, nll_coef=0.5)),
-    "rloo": (rloo, rloo_config()),
-    "grpo": (grpo, grpo_config()),
+    "rloo": (rloo, rloo_config(epochs=2, clip=0.01)),
+    "grpo": (grpo, grpo_config(epochs=2, clip=0.01)),
     "grpo-by-response": (grpo, grpo_config(loss="grpo")),
 }
 
@@ -111,6 +113,18 @@ def test_passes_of_a_few_rows_add_up_to_the_step(
     for (step, values), (other, others) in zip(*lines, strict=True):
         assert step == other
         assert others == pytest.approx(values, rel=1e-3, abs=1e-4)
+    if kind in ("rloo", "grpo"):
+        assert lines[0][-1][1]["clip_fraction"] > 0, "else nobody would see how it is weighed"
+
+
+def test_a_mixture_of_experts_is_not_taken_in_parts(world: World, tmp_path: Path) -> None:
+    """Its load-balancing loss is of a whole pass; RLOO and GRPO, like PPO, train without it."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MixtralConfig(vocab_size=len(world.tokenizer), num_key_value_heads=2, num_local_experts=2, **sizes)
+    rows = [{"prompt_ids": [40, 41], "response_ids": [50, 1]}] * 4
+    spec = TrainSpec.from_config(sft_config(steps=1, batch_size=4, microbatch_size=2), 0)
+    with pytest.raises(ConfigError, match="load-balancing loss"):
+        train_sft(MixtralForCausalLM(config), world.tokenizer, rows, [0, 1, 2, 3], spec, Log(tmp_path / "work"))
 
 
 @pytest.mark.parametrize("critic", ["separate", "head"])

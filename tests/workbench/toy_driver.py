@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 
+from tests.pipelines.exchange_stage import exchanging
 from tests.workbench import toy_stages
 from workbench.executors import Event, run
 from workbench.store import Store
@@ -21,14 +22,14 @@ def main() -> int:
         "fast-walk": [toy_stages.walk(60)],
         "inline": [toy_stages.stage("note_time", "slow", inline=True, sleep_s=30)],
         "child": [toy_stages.stage("with_child", "parent")],
+        "exchange": [exchanging()],
     }[what]
 
     def tell(event: Event) -> None:
         print(json.dumps({"kind": event.kind, "done": event.done, "message": event.message}), flush=True)
 
-    outcome = run(
-        stages, Store.open(home), workers=2, wait_s=float(rest[0]) if rest else 0.0, on_event=tell, preload=()
-    )
+    wait_s, preload = float(rest[0]) if rest else 0.0, ("workbench.processes",) if what == "exchange" else ()
+    outcome = run(stages, Store.open(home), workers=2, wait_s=wait_s, on_event=tell, preload=preload)
     result = {
         "content": {i: artifact.content for i, artifact in outcome.artifacts.items()},
         "cached": outcome.cached,
