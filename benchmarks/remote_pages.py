@@ -181,8 +181,13 @@ def differences(here: Pages, there: Pages, homes: Sequence[str] = ()) -> list[st
 
 
 def _comparable(value: Any) -> Any:
+    """Without what must differ: addresses, readings of the machine (one every so many seconds), names after a run."""
     if isinstance(value, Mapping):
-        return {key: _comparable(one) for key, one in value.items() if key not in ("artifacts_at", "artifact_uri")}
+        return {
+            key.partition(".arms-")[0]: _comparable(one)
+            for key, one in value.items()
+            if key not in ("artifacts_at", "artifact_uri", "tracking.uri") and not key.startswith("system/")
+        }
     return value
 
 
