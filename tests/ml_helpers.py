@@ -136,6 +136,15 @@ class World:
         return folder
 
 
+def add_policy(world: World, model: Any) -> None:
+    """A trained policy beside the SFT: a set of one checkpoint in `policy`, named by `selected`."""
+    save_model(model, world.tokenizer, world.root / "policy" / "checkpoints/last")
+    listed = [Checkpoint(name="last", path="checkpoints/last", step=1, tensors=trunk_digest(model))]
+    write_policy_set(world.root / "policy", listed, facts={})
+    (world.root / "selected").mkdir()
+    (world.root / "selected" / "selected.json").write_text(json.dumps({"checkpoint": "last"}))
+
+
 def build_world(root: Path, *, train: int = 24, head_scale: float = 1.0) -> World:
     """SFT and reward model as policy sets, packed pairs (train, validation) and packed prompts."""
     helpdesk.build_tokenizer(root / "tokenizer")

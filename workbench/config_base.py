@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from workbench.redact import redact_text
+from workbench.urls import base_url
 
 SLUG = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 LABEL = r"^[a-z0-9][a-z0-9._-]{0,40}$"
@@ -62,12 +62,7 @@ def refuse(problems: Iterable[Problem]) -> None:
 
 def url_problems(url: str) -> list[Problem]:
     """What is wrong with the base URL of an endpoint, in its section's field `url`."""
-    try:
-        parts = urlsplit(url)
-        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        fits = False
-    if not fits:
+    if base_url(url) is None:
         return [(("url",), "expected http://HOST[:PORT]/v1 or https://…")]
     if redact_text(url) != url:
         return [(("url",), "holds a password or a key, which would be copied into reports; name api_key_env instead")]

@@ -157,20 +157,12 @@ def _logprobs(model: Any, prompt: Sequence[int], response: Sequence[int], decodi
     return torch.log_softmax(logits.float() / decoding.temperature, -1)
 
 
-def check_agreement(
-    policy: Any,
-    reference: Any | None,
-    prompts: Sequence[Sequence[int]],
-    responses: Sequence[Sequence[int]],
-    decoding: Decoding,
-    count: int,
-) -> Agreement:
-    """`agreement`, or an error that says what may be wrong.
+def check_agreement(found: Agreement) -> None:
+    """Refuses samples that cannot be the policy's own, and says what may be wrong.
 
     Raises:
-        IntegrityError: The responses cannot be the policy's own.
+        IntegrityError: Something in `found` is further off than chance goes.
     """
-    found = agreement(policy, reference, prompts, responses, decoding, count)
     if found.faults:
         raise IntegrityError(
             f"the server's samples are not the policy's ({found.responses} responses, {found.tokens} tokens): "
@@ -178,4 +170,3 @@ def check_agreement(
             "prompt's special tokens taken as they are sent?",
             where="sampling.server",
         )
-    return found

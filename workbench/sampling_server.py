@@ -25,7 +25,7 @@ from workbench.config_sampling import MODEL
 from workbench.errors import ConfigError, IntegrityError, SamplingError
 from workbench.judging.endpoint import Client, RequestFailed, Stopped
 from workbench.sampling import Decoding, Sample, truncate_at_stop
-from workbench.sampling_check import check_agreement
+from workbench.sampling_check import agreement, check_agreement
 from workbench.server_process import Running, started
 from workbench.stage_log import StageLog
 from workbench.tokens import encode_response
@@ -159,10 +159,10 @@ class ServerSampler:
             IntegrityError: It cannot be the policy's own; what was kept is dropped.
         """
         responses = [one.ids for one in drawn]
+        count = self._server["check_responses"]
+        found = agreement(policy, reference, prompts, responses, self._decoding, count)
         try:
-            found = check_agreement(
-                policy, reference, prompts, responses, self._decoding, self._server["check_responses"]
-            )
+            check_agreement(found)
         except IntegrityError:
             self.forget()
             raise

@@ -13,13 +13,11 @@ import pytest
 import torch
 import transformers
 
-from tests.ml_helpers import PAD, Log, World, build_world, policy_of
+from tests.ml_helpers import PAD, Log, World, add_policy, build_world, policy_of
 from workbench import evaluation
 from workbench.data.records_io import read_jsonl
 from workbench.errors import ConfigError
-from workbench.models import save_model, trunk_digest
 from workbench.packed import read_packed_prompts, write_packed_prompts
-from workbench.policy_set import Checkpoint, write_policy_set
 from workbench.scoring import sequence_logprobs
 
 pytestmark = pytest.mark.slow
@@ -64,12 +62,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     world = build_world(tmp_path_factory.mktemp("world"))
     rows = list(read_packed_prompts(world.prompts))
     write_packed_prompts(world.prompts, [row | {"prompt": world.tokenizer.decode(row["ids"])} for row in rows])
-    model = speaker(world.tokenizer)
-    save_model(model, world.tokenizer, world.root / "policy" / "checkpoints/last")
-    listed = [Checkpoint(name="last", path="checkpoints/last", step=1, tensors=trunk_digest(model))]
-    write_policy_set(world.root / "policy", listed, facts={})
-    (world.root / "selected").mkdir()
-    (world.root / "selected" / "selected.json").write_text(json.dumps({"checkpoint": "last"}))
+    add_policy(world, speaker(world.tokenizer))
     return world
 
 

@@ -22,16 +22,14 @@ from pipelines.graph import build_graph
 from pipelines.judges import check_keys
 from pipelines.sources import resolve_origin
 from tests import bench
-from tests.ml_helpers import PAD, STOPS, Log, World, build_world, policy_of, random_rows, tiny_model
+from tests.ml_helpers import PAD, STOPS, Log, World, add_policy, build_world, policy_of, random_rows, tiny_model
 from tests.workbench.completions_server import Policies, completion
 from tests.workbench.judging_server import Answer, Asked, serving
 from workbench import evaluation
 from workbench.config import SamplingServer, check_paths, load_config
 from workbench.data.records_io import read_jsonl
 from workbench.errors import ConfigError, IntegrityError, SamplingError, StageInterrupted
-from workbench.models import save_model, trunk_digest
 from workbench.packed import read_packed_prompts
-from workbench.policy_set import Checkpoint, write_policy_set
 from workbench.sampling import Decoding, sample
 from workbench.sampling_check import agreement
 from workbench.sampling_server import KEPT_FILE
@@ -51,12 +49,7 @@ CONFIG: dict[str, Any] = {
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """With a policy set of one checkpoint beside the SFT."""
     world = build_world(tmp_path_factory.mktemp("world"))
-    model = tiny_model(world.tokenizer, seed=7)
-    save_model(model, world.tokenizer, world.root / "policy" / "checkpoints/last")
-    listed = [Checkpoint(name="last", path="checkpoints/last", step=1, tensors=trunk_digest(model))]
-    write_policy_set(world.root / "policy", listed, facts={})
-    (world.root / "selected").mkdir()
-    (world.root / "selected" / "selected.json").write_text(json.dumps({"checkpoint": "last"}))
+    add_policy(world, tiny_model(world.tokenizer, seed=7))
     return world
 
 

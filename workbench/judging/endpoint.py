@@ -15,6 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from workbench.errors import ConfigError, JudgingError, WorkbenchError
 from workbench.judging.text import one_line
+from workbench.urls import base_url
 
 T = TypeVar("T")
 _MAX_BODY_BYTES: Final = 4 << 20
@@ -183,12 +184,8 @@ class Client(Generic[T]):
         raise RequestFailed("rejected", detail, status)
 
     def _url(self, url: str) -> str:
-        try:
-            parts = urlsplit(url)
-            fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            fits = False
-        if not fits:
+        parts = base_url(url)
+        if parts is None:
             raise ConfigError(f"{self.whose} url is {shown_url(url)!r}; expected http://HOST[:PORT]/v1 or https://…")
         if parts.username is not None or parts.password is not None:
             raise ConfigError(
