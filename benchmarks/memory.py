@@ -9,6 +9,7 @@ Every case is the stage that a comparison runs, in a fresh process of its own, f
     dpo_full, dpo_lora                  B/2 pairs a step, so B sequences in one forward and backward pass
     ppo_full, ppo_full_head             B episodes, one minibatch: policy, reference, reward model, critic or value head
     ppo_shared, ppo_shared_head         policy, critic and reward model are adapters on one frozen base (critic: a head)
+    dpo_qlora, ppo_shared_qlora         the base in 4 bits; only where --cases names them
     ppo_trl                             TRL 1.12's PPO, from DIR (pip install --no-deps --target DIR trl==1.12.0)
 
 Measured, in bytes:
@@ -19,7 +20,7 @@ Measured, in bytes:
     counted     in another process, tensor by tensor, whatever the device: parameters, gradients, optimizer states and
                 what the graph keeps for the backward pass (`benchmarks/memory_count.py`)
 
-`ratios` holds PPO on a shared trunk over DPO with adapters; the goal is at most 1.3.
+`ratios` holds PPO on a shared trunk over DPO with adapters (the goal is at most 1.3), and packed bases over plain ones.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from typing import Any
 if __package__ in (None, ""):  # started as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+PACKED = ("dpo_qlora", "ppo_shared_qlora")  # need bitsandbytes
 NAMES = ("dpo_full", "dpo_lora", "ppo_full", "ppo_full_head", "ppo_shared", "ppo_shared_head")
 GOAL = 1.3
 # Freed tensors leave the process at once: what is resident is what is held, not what the allocator keeps for later.
@@ -139,6 +141,7 @@ def everything(given: argparse.Namespace) -> dict[str, Any]:
     shape = {name: getattr(given, name) for name in ("batch", "prompt", "response", "updates", "rank", "threads")}
     shape |= {"device": given.device, "dtype": given.dtype, "model": str(given.model or given.size)}
     names = [*(given.cases or NAMES), *(["ppo_trl"] if given.against_trl else [])]
+    shape["packed"] = any(name in PACKED for name in names)
     trl = ["--against-trl", str(given.against_trl.resolve())] if given.against_trl else []
     found: dict[str, Any] = {"shape": shape, "cases": {}}
     with tempfile.TemporaryDirectory() as folder:
@@ -170,16 +173,18 @@ def summary(measured: list[dict[str, Any]], counted: dict[str, Any]) -> dict[str
 
 
 def ratios(cases: dict[str, Any]) -> dict[str, Any]:
-    """PPO on a shared trunk over DPO with adapters, measured and counted; absent where a case is."""
-    made = {}
-    for name in ("ppo_shared", "ppo_shared_head"):
-        if name in cases and "dpo_lora" in cases:
-            over, under = cases[name], cases["dpo_lora"]
-            made[f"{name}/dpo_lora"] = {
+    """PPO on a shared trunk over DPO with adapters, and packed bases over plain ones; absent where a case is."""
+    made: dict[str, Any] = {}
+    goals = {("ppo_shared", "dpo_lora"): GOAL, ("ppo_shared_head", "dpo_lora"): GOAL}
+    for name, other in (*goals, ("dpo_qlora", "dpo_lora"), ("ppo_shared_qlora", "ppo_shared")):
+        if name in cases and other in cases:
+            over, under = cases[name], cases[other]
+            made[f"{name}/{other}"] = {
                 "training": over["training_bytes"] / under["training_bytes"],
                 "counted": over["counted_bytes"]["total"] / under["counted_bytes"]["total"],
-                "goal": GOAL,
             }
+            if (name, other) in goals:
+                made[f"{name}/{other}"]["goal"] = GOAL
     return made
 
 
@@ -188,13 +193,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", type=Path)
-    which.add_argument("--size", choices=["0.1m", "1m", "10m"], default="10m")
+    which.add_argument("--size", choices=["0.1m", "1m", "10m", "60m"], default="10m")
     for name, value in (("batch", 64), ("prompt", 24), ("response", 48), ("updates", 3), ("rank", 16), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--cases", nargs="+", choices=NAMES)
+    parser.add_argument("--cases", nargs="+", choices=(*NAMES, *PACKED))
     parser.add_argument("--against-trl", type=Path)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--inside", help=argparse.SUPPRESS)

@@ -17,6 +17,7 @@ from workbench.config_arms import DPO, PPO, RewardModel
 from workbench.models import Placement, load_policy, new_small_llama, save_model, trunk_digest
 from workbench.packed import write_packed_pairs, write_packed_prompts
 from workbench.policy_set import Checkpoint, write_policy_set
+from workbench.quantized import NF4, snap
 from workbench.stage_log import StageLog
 from workbench.stages import Resources
 from workbench.tokens import load_tokenizer
@@ -27,6 +28,7 @@ SIZES = {
     "0.1m": {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "intermediate_size": 168},
     "1m": {"hidden_size": 128, "num_layers": 4, "num_heads": 4, "intermediate_size": 344},
     "10m": {"hidden_size": 256, "num_layers": 12, "num_heads": 8, "intermediate_size": 688},
+    "60m": {"hidden_size": 768, "num_layers": 8, "num_heads": 24, "intermediate_size": 2048},
 }
 VOCABULARY = 512
 NEVER = 10**6  # steps between checkpoints: none on the way
@@ -40,6 +42,7 @@ class Shape:
         model: Folder of a model, or one of SIZES.
         prompt, response: Tokens of every prompt and every response.
         updates: Optimizer steps of DPO, updates of one epoch and one minibatch of PPO.
+        packed: Some case packs the SFT in 4 bits, so its weights must be those that 4 bits hold.
     """
 
     model: str = "10m"
@@ -51,10 +54,15 @@ class Shape:
     threads: int = 1
     device: str = "cpu"
     dtype: str = "float32"
+    packed: bool = False
 
     @property
     def lora(self) -> dict[str, Any]:
         return {"rank": self.rank, "alpha": 2.0 * self.rank, "target_modules": ["all-linear"]}
+
+    @property
+    def qlora(self) -> dict[str, Any]:
+        return self.lora | {"quantize": NF4}
 
 
 def log_of(work: Path, shape: Shape) -> StageLog:
@@ -85,6 +93,9 @@ def prepare(root: Path, shape: Shape) -> None:
     else:
         save_model(load_policy(Path(shape.model), Placement()), load_tokenizer(Path(shape.model)), model_folder)
     model = load_policy(model_folder, Placement(device="cpu", dtype=shape.dtype))
+    if shape.packed:
+        snap(model, model.dtype)
+        save_model(model, load_tokenizer(model_folder), model_folder)
     digest = trunk_digest(model)
     sft = [Checkpoint(name="sft", path="checkpoints/sft", step=0, tensors=digest)]
     write_policy_set(root / "sft", sft, facts={"sft_tensors": digest})
@@ -162,9 +173,11 @@ def _ppo(root: Path, scratch: Path, shape: Shape, lora: dict[str, Any] | None, c
 CASES: dict[str, Callable[[Path, Path, Shape], None]] = {
     "dpo_full": lambda root, scratch, shape: _dpo(root, scratch, shape, None),
     "dpo_lora": lambda root, scratch, shape: _dpo(root, scratch, shape, shape.lora),
+    "dpo_qlora": lambda root, scratch, shape: _dpo(root, scratch, shape, shape.qlora),
     "ppo_full": lambda root, scratch, shape: _ppo(root, scratch, shape, None, "separate"),
     "ppo_full_head": lambda root, scratch, shape: _ppo(root, scratch, shape, None, "head"),
     "ppo_shared": lambda root, scratch, shape: _ppo(root, scratch, shape, shape.lora, "separate"),
+    "ppo_shared_qlora": lambda root, scratch, shape: _ppo(root, scratch, shape, shape.qlora, "separate"),
     "ppo_shared_head": lambda root, scratch, shape: _ppo(root, scratch, shape, shape.lora, "head"),
 }
 TRL = "ppo_trl"
@@ -174,6 +187,9 @@ def preload(case: str) -> None:
     """Imports what the case imports, so that its memory is above that of the imports."""
     import peft  # noqa: F401
     import transformers  # noqa: F401
+
+    if case.endswith("qlora"):
+        import bitsandbytes  # noqa: F401
 
     if case.startswith("dpo"):
         from pipelines import dpo

@@ -244,10 +244,22 @@ def assemble(
         {
             "schema": 1, "comparison": comparison.name, "seeds": comparison.seeds.model_dump(), "mlflow": dict(mlflow),
             "report": None, "match": match, "arms": arms, "stages": stages, **parts, "tuning": tuned,
-            "warnings": warnings(comparison, parts["judges"], unfinished or {}, tuned),
+            "warnings": rounded(outcome) + warnings(comparison, parts["judges"], unfinished or {}, tuned),
             "judging_incomplete": dict(unfinished or {}) | silent_judges(parts["judges"]),
         }
     )  # fmt: skip
+
+
+def rounded(outcome: Outcome) -> list[str]:
+    """What `model.lora.quantize` did to the SFT."""
+    index = json.loads((outcome.artifacts["sft"].path / "index.json").read_text(encoding="utf-8"))
+    told = index["facts"].get("quantized")
+    if told is None:
+        return []
+    return [
+        f"The SFT was rounded to 4 bits ({told['scheme']}): the weights of its linear layers moved by "
+        f"{told['relative_error']:.1%} (root mean square). Arms, reference and baseline all are that model."
+    ]
 
 
 def warnings(

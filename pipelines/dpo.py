@@ -12,8 +12,9 @@ from workbench.data.subset import subset_rows
 from workbench.errors import IntegrityError
 from workbench.evaluation import numerics
 from workbench.label_targets import read_targets
-from workbench.lora import POLICY, Lora, add_adapter, base_digest, operations_per_token, parametrization
-from workbench.models import Placement, load_policy
+from workbench.lora import Lora, base_digest, operations_per_token, parametrization
+from workbench.lora_files import load_trainee
+from workbench.models import Placement
 from workbench.policy_set import keep_start, publish_checkpoints, read_policy_set, write_policy_set
 from workbench.stage_log import StageLog
 from workbench.staged import StagedPairs
@@ -42,9 +43,7 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     sft = read_policy_set(inputs["sft"])
     tokenizer = load_tokenizer(sft.folder(), trust_remote_code=trust)
     lora = Lora.from_config(config.get("lora"))
-    policy = load_policy(sft.folder(), placement, trust_remote_code=trust, trainable=lora is None)
-    if lora is not None:
-        add_adapter(policy, lora, POLICY, log.seed)
+    policy = load_trainee(sft.folder(), placement, lora, log.seed, trust_remote_code=trust)
     start = base_digest(policy)
 
     # ---- 2. Rows: the pairs that every arm shares, each with the reference's log-probabilities.

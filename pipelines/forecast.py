@@ -31,10 +31,8 @@ def forecast(comparison: Comparison, home: Path, *, seconds: float = 1.0) -> tup
     """
     origin = resolve_origin(comparison, Store.open(home))
     policy, rewards = sizes(comparison, origin)
-    lora = comparison.model.lora
-    setting = setting_of(
-        origin.device, origin.dtype, None if lora is None else lora.rank, comparison.model.gradient_checkpointing
-    )
+    model = comparison.model
+    setting = setting_of(origin.device, origin.dtype, model.lora, model.gradient_checkpointing)
     lengths = lengths_of(comparison, origin)
     needs = Needs(comparison, setting, policy, rewards, lengths).all()
     machine = Machine(

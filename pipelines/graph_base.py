@@ -119,7 +119,11 @@ def limits(graph: Graph) -> dict[str, Any]:
 def training(graph: Graph) -> dict[str, Any]:
     """What every stage that trains from the SFT is told beside its block; `lora` only where adapters are wanted."""
     lora = graph.comparison.model.lora
-    return limits(graph) | ({"lora": lora.model_dump(mode="json")} if lora is not None else {}) | checkpointing(graph)
+    return (
+        limits(graph)
+        | ({"lora": lora.model_dump(mode="json", exclude_none=True)} if lora is not None else {})
+        | checkpointing(graph)
+    )
 
 
 def checkpointing(graph: Graph) -> dict[str, bool]:
@@ -129,7 +133,18 @@ def checkpointing(graph: Graph) -> dict[str, bool]:
 
 def trainer_packages(graph: Graph, packages: tuple[str, ...]) -> tuple[str, ...]:
     """What a training stage computes with: `packages`, and peft where adapters are trained."""
-    return (*packages, "peft") if graph.comparison.model.lora is not None else packages
+    return quantized_packages(graph, (*packages, "peft") if graph.comparison.model.lora is not None else packages)
+
+
+def rounding(graph: Graph) -> dict[str, str]:
+    """Config field of an SFT that adapters will be trained on in 4 bits; none of the others'."""
+    lora = graph.comparison.model.lora
+    return {"quantize": lora.quantize} if lora is not None and lora.quantize is not None else {}
+
+
+def quantized_packages(graph: Graph, packages: tuple[str, ...]) -> tuple[str, ...]:
+    """`packages`, and bitsandbytes where the base is packed in 4 bits."""
+    return (*packages, "bitsandbytes") if rounding(graph) else packages
 
 
 def decoding(graph: Graph) -> dict[str, Any]:

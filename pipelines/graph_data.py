@@ -14,6 +14,8 @@ from pipelines.graph_base import (
     derive,
     gold,
     gold_inputs,
+    quantized_packages,
+    rounding,
     scoring,
 )
 from pipelines.graph_labels import asked_labels, used_labels
@@ -130,9 +132,10 @@ def _file_inputs(origin: Origin, model: str | External) -> dict[str, str | Exter
 
 def _sft(graph: Graph, model: str | External, prompts: str, packed_prompts: str, pairs: str | None) -> str:
     comparison = graph.comparison
-    trust = {"trust_remote_code": comparison.model.trust_remote_code}
+    trust = {"trust_remote_code": comparison.model.trust_remote_code} | rounding(graph)
     if comparison.sft is None:
-        return graph.add("sft", (), "pipelines.sft:adopt", trust, {"model": model}, packages=MODEL_PACKAGES)
+        packages = quantized_packages(graph, MODEL_PACKAGES)
+        return graph.add("sft", (), "pipelines.sft:adopt", trust, {"model": model}, packages=packages)
     config = comparison.sft.model_dump(mode="json")
     inputs: dict[str, str | External] = {"model": model}
     if config.pop("corpus") == "world":
@@ -152,7 +155,7 @@ def _sft(graph: Graph, model: str | External, prompts: str, packed_prompts: str,
         config,
         inputs,
         seed=derive(comparison.seeds.sft, "sft"),
-        packages=TRAINING_PACKAGES,
+        packages=quantized_packages(graph, TRAINING_PACKAGES),
         trains=True,
         threads=comparison.resources.sft_threads,
     )

@@ -16,9 +16,9 @@ from workbench.errors import DataError, DivergenceError
 from workbench.evaluation import numerics
 from workbench.label_targets import read_targets
 from workbench.lora import REWARD, Lora, add_adapter, base_digest, float32_head, operations_per_token, parametrization
-from workbench.lora_files import save_adapter, save_merged
+from workbench.lora_files import load_base, save_adapter, save_merged
 from workbench.model_files import check_trained_head, context_of_folder, copy_model
-from workbench.models import Placement, cast_parameters, load_policy, load_reward_model, new_reward_model, trunk_digest
+from workbench.models import Placement, load_policy, load_reward_model, new_reward_model, trunk_digest
 from workbench.packed import write_packed_pairs
 from workbench.policy_set import Checkpoint, read_policy_set, write_policy_set
 from workbench.reader import Reader, check_reading, copy_reader, write_reader
@@ -66,10 +66,14 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
             reading = check_reading(reader, written_rows(pairs, pairs.split_rows("train")))
         check_room(context_of_folder(trunk), reading.get("growth", 1.0), config["max_length"], trunk)
     own_pad = int(own.pad_token_id if own.pad_token_id is not None else own.eos_token_id or 0)  # only fills
-    model = new_reward_model(trunk, placement, log.seed, pad_id=own_pad, trust_remote_code=trust)
     lora = Lora.from_config(config.get("lora"))
+
+    def load(place: Placement) -> Any:
+        told = {"pad_id": own_pad, "trust_remote_code": trust, "trainable": lora is None}
+        return new_reward_model(trunk, place, log.seed, **told)
+
+    model = load_base(load, placement, lora, exact="base" not in inputs)
     if lora is not None:
-        cast_parameters(model.base_model, placement.torch_dtype)  # exact: they were read in this precision
         add_adapter(model, lora, REWARD, log.seed)
         float32_head(model.score)
     start = base_digest(model)

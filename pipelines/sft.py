@@ -20,6 +20,7 @@ from workbench.models import (
     trunk_digest,
 )
 from workbench.policy_set import Checkpoint, write_policy_set
+from workbench.quantized import packable_layers, snap
 from workbench.stage_log import StageLog
 from workbench.tokens import PackedPairs, continuation, encode_text, encode_texts, load_tokenizer, prompt_ids
 
@@ -40,20 +41,30 @@ def new_model(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: S
 
 
 def adopt(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLog) -> None:
-    """Declares a given model to be the SFT: small ones are copied, large ones linked, and their digest is taken."""
-    target = out / "checkpoints" / "sft"
-    copy_model(inputs["model"], target)
-    policy = load_policy(target, Placement(dtype=log.resources.dtype), trust_remote_code=config["trust_remote_code"])
+    """Declares a given model to be the SFT: small ones are copied, large ones linked, and their digest is taken.
+
+    With `quantize` in the config it is written anew, its linear layers rounded to what 4 bits can hold.
+    """
+    target, placement = out / "checkpoints" / "sft", Placement(dtype=log.resources.dtype)
+    trust, facts = config["trust_remote_code"], {}
+    if config.get("quantize") is None:
+        copy_model(inputs["model"], target)
+        policy = load_policy(target, placement, trust_remote_code=trust)
+    else:
+        policy = load_policy(inputs["model"], placement, trust_remote_code=trust)
+        facts["quantized"] = snap(policy, placement.torch_dtype)
+        save_model(policy, load_tokenizer(inputs["model"], trust_remote_code=trust), target)
     digest = trunk_digest(policy)
     only = Checkpoint(name="sft", path="checkpoints/sft", step=0, tensors=digest)
-    write_policy_set(out, [only], facts={"sft_tensors": digest, "adopted": True})
+    write_policy_set(out, [only], facts={"sft_tensors": digest, "adopted": True} | facts)
 
 
 def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLog) -> None:
     """Trains the SFT policy by maximum likelihood of responses.
 
     Args:
-        config: The config's `sft` block, with `stop_ids`, `max_length` and `trust_remote_code`.
+        config: The config's `sft` block, with `stop_ids`, `max_length` and `trust_remote_code`, and `quantize` where
+            adapters will be trained on it in 4 bits.
         inputs: `model` (folder with tokenizer) and `corpus` (corpus.jsonl) or `pairs` (packed).
         out: Receives a policy set of one checkpoint.
         log: Seed, resources, metrics, cost.
@@ -65,6 +76,8 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     tokenizer = load_tokenizer(inputs["model"], trust_remote_code=config["trust_remote_code"])
     model = load_policy(inputs["model"], placement, trust_remote_code=config["trust_remote_code"], trainable=True)
     start = trunk_digest(model)
+    if config.get("quantize") is not None:
+        packable_layers(model)  # refuses a model that cannot be rounded before it is trained
 
     # ---- 2. Rows: prompt and response ids; over-length ones are counted, never cut.
     rows = _corpus_rows(config, inputs, tokenizer) if "corpus" in inputs else _chosen_rows(inputs)
@@ -88,11 +101,14 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     tokens = sum(len(kept[i]["prompt_ids"]) + len(kept[i]["response_ids"]) for i in order)
     log.cost(tokens_trained=tokens, flops=6.0 * parameter_count(model) * tokens)
 
-    # ---- 4. Write.
+    # ---- 4. Write, the linear layers rounded where adapters will be trained on packed ones.
+    quantized = {}
+    if config.get("quantize") is not None:
+        quantized["quantized"] = snap(model, placement.torch_dtype)
     save_model(model, tokenizer, out / "checkpoints" / "last")
     done = Checkpoint(name="last", path="checkpoints/last", step=config["steps"], tensors=trunk_digest(model))
     facts = {"sft_tensors": done.tensors, "started_from": start, "rows": len(kept), "adopted": False}
-    write_policy_set(out, [done], facts=facts)
+    write_policy_set(out, [done], facts=facts | quantized)
     shutil.rmtree(log.scratch / "trainer", ignore_errors=True)
 
 

@@ -24,7 +24,7 @@ from workbench.data.layout import Layout, check_layout, held_out_layout
 from workbench.data.sources import load_hub, read_rows
 from workbench.device import check_compiler, check_processes, device_kind
 from workbench.errors import ConfigError
-from workbench.lora_targets import check_targets, folder_layers, small_llama_layers
+from workbench.lora_targets import check_kernels, check_targets, folder_layers, small_llama_layers
 from workbench.model_files import context_of_folder, hub_commit
 from workbench.results_models import ModelSource
 from workbench.stages import External
@@ -94,6 +94,8 @@ def resolve_origin(comparison: Comparison, store: Store, *, tuning: bool = False
     if model.lora is not None:
         known = folder_layers(folder) if folder is not None else small_llama_layers(model.size.num_layers)
         check_targets(model.lora.target_modules, known)
+        if model.lora.quantize is not None:
+            check_kernels()
     max_length = min(model.max_length or context, context)
     if comparison.evaluation.max_response_tokens >= max_length:
         raise ConfigError(

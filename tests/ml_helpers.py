@@ -24,6 +24,7 @@ from workbench.models import (
 )
 from workbench.packed import write_packed_pairs, write_packed_prompts
 from workbench.policy_set import Checkpoint, write_policy_set
+from workbench.quantized import snap
 from workbench.stage_log import StageLog, read_metrics
 from workbench.stages import Resources
 from workbench.tokens import load_tokenizer
@@ -145,12 +146,26 @@ def add_policy(world: World, model: Any) -> None:
     (world.root / "selected" / "selected.json").write_text(json.dumps({"checkpoint": "last"}))
 
 
-def build_world(root: Path, *, train: int = 24, head_scale: float = 1.0) -> World:
-    """SFT and reward model as policy sets, packed pairs (train, validation) and packed prompts."""
+def build_world(
+    root: Path,
+    *,
+    train: int = 24,
+    head_scale: float = 1.0,
+    size: Mapping[str, Any] | None = None,
+    snapped: bool = False,
+) -> World:
+    """SFT and reward model as policy sets, packed pairs (train, validation) and packed prompts.
+
+    Args:
+        size: Of the SFT, where it differs from SIZE.
+        snapped: The SFT's weights are those that 4 bits hold.
+    """
     helpdesk.build_tokenizer(root / "tokenizer")
     tokenizer = load_tokenizer(root / "tokenizer")
     world = World(root, tokenizer)
-    model = tiny_model(tokenizer)
+    model = tiny_model(tokenizer, **(size or {}))
+    if snapped:
+        snap(model, torch.float32)
     save_model(model, tokenizer, world.model)
     digest = trunk_digest(model)
     write_policy_set(

@@ -66,7 +66,7 @@ def test_what_is_freed_is_not_counted_twice() -> None:
 
 
 def test_every_name_is_a_case() -> None:
-    assert set(memory.NAMES) == set(CASES)
+    assert {*memory.NAMES, *memory.PACKED} == set(CASES)
 
 
 def test_ratios_are_of_ppo_over_dpo_with_adapters() -> None:
@@ -81,6 +81,10 @@ def test_ratios_are_of_ppo_over_dpo_with_adapters() -> None:
         "ppo_shared/dpo_lora": {"training": 1.2, "counted": pytest.approx(1.3), "goal": 1.3}
     }
     assert memory.ratios({"dpo_lora": cases["dpo_lora"]}) == {}
+    packed = memory.summary([{"training": 50, "stage": 50}], {"total": 4})
+    assert memory.ratios({"dpo_lora": cases["dpo_lora"], "dpo_qlora": packed}) == {
+        "dpo_qlora/dpo_lora": {"training": 0.5, "counted": pytest.approx(0.4)}
+    }
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ from workbench.lora import (
     parametrization,
     using,
 )
-from workbench.lora_files import load_adapter
+from workbench.lora_files import load_adapter, load_trainee
 from workbench.models import Placement, load_policy, load_reward_model, parameter_count, tensors_digest, trunk_digest
 from workbench.policy_set import PolicySet, read_policy_set, read_selected
 from workbench.scoring import TokenFigures, last_token_scores, response_logprobs, response_states, token_figures
@@ -75,14 +75,12 @@ class ActorCritic:
         self.config, self.placement, self._seed = config, placement, seed
         sft = read_policy_set(inputs["sft"])
         self.lora = Lora.from_config(config.get("lora"))
-        self.policy = self._load(sft.folder(), trainable=self.lora is None)
+        trust = config["trust_remote_code"]
+        self.policy = load_trainee(sft.folder(), placement, self.lora, seed, trust_remote_code=trust)
         self.reference = None if self.lora is not None else self._load(sft.folder())
         self.shares_trunk = config["critic"] != "separate"
         self._reward: Callable[[Batch], Tensor]
         self.facts: dict[str, Any] = {}
-        if self.lora is not None:
-            self.policy.train(False)
-            add_adapter(self.policy, self.lora, POLICY, seed)
         if "reward_model" in inputs:
             self._explicit(read_policy_set(inputs["reward_model"]))
         else:
@@ -106,10 +104,8 @@ class ActorCritic:
             if self._critic_trunk is not None:
                 self._trunks["critic"] = torch.compile(self._critic_trunk)
 
-    def _load(self, folder: Path, *, trainable: bool = False) -> Any:
-        return load_policy(
-            folder, self.placement, trust_remote_code=self.config["trust_remote_code"], trainable=trainable
-        )
+    def _load(self, folder: Path) -> Any:
+        return load_policy(folder, self.placement, trust_remote_code=self.config["trust_remote_code"])
 
     # ---- the reward, and the critic that starts from it
 

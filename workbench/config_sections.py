@@ -64,6 +64,11 @@ class LoraAdapter(Section):
         min_length=1,
         description="Layers that get one: all-linear (all of the trunk), or ends of their names: [q_proj, v_proj].",
     )
+    quantize: Literal["nf4"] | None = Field(
+        default=None,
+        description="nf4: the SFT's linear layers are rounded to 4 bits, for everybody, and packed where adapters are "
+        "trained on them (QLoRA); needs bitsandbytes. null: they stay as they are.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> LoraAdapter:

@@ -142,7 +142,8 @@ _OWN = """\
 #model:
 #  policy: ./my-model                 # folder with safetensors, or a hub id such as org/name
 #  stop_token_ids: null               # null: the tokenizer's EOS
-#  lora: null                         # or {rank: 16, alpha: 32}: adapters for reward models and arms alike
+#  lora: null                         # or {rank: 16, alpha: 32}: adapters for reward models and arms alike;
+#                                     # {rank: 16, alpha: 32, quantize: nf4}: on a base in 4 bits
 #data:
 #  preferences: ./pairs.jsonl         # rows of {"prompt", "chosen", "rejected"}; or parquet, csv, a hub id
 #  splits: {validation: 0.1, test: 0.1}

@@ -1,6 +1,7 @@
 """What a stage will take, counted before it runs: bytes of memory and floating-point operations. Imports no torch.
 
-    weights      parameters times the bytes of a number; trained ones are float32 with gradient and Adam's two moments
+    weights      parameters times the bytes of a number; trained ones are float32 with gradient and Adam's two moments;
+                 packed ones (`model.lora.quantize`) 4.5 bits, and one layer of them unpacked
     activations  tokens of one pass times what a layer keeps for its backward pass:
                      8 H + 2 K + 4 I numbers a layer, and 2.7 H once     (H hidden, K key-value width, I feed-forward)
                  with gradient checkpointing H a layer, 2.7 H once and one layer in full
@@ -16,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from workbench.config_sections import LoraAdapter
 from workbench.model_files import context_of_folder, read_config, tensor_shapes
 
 BYTES: Final = {"float32": 4, "bfloat16": 2}
+PACKED_BYTES: Final = 0.5 + 4 / 64  # a weight: a code, and its share of a block's largest one
 TRAINED_BYTES: Final = 16  # a parameter: weight, gradient, two moments of Adam, float32 each
 PROCESS_BYTES: Final = {"cpu": 400_000_000, "cuda": 600_000_000}  # measured on a CPU; a GPU's is its context
 TRAINER_BYTES: Final = {"cpu": 60_000_000, "cuda": 0}  # what the trainers' own objects add
@@ -51,6 +54,14 @@ class Size:
     def per_layer(self) -> float:
         """The same of one layer."""
         return 8.0 * self.hidden + 2.0 * self.key_value + 4.0 * self.intermediate
+
+    @property
+    def linear_parameters(self) -> int:
+        """Parameters of the trunk's linear layers."""
+        per_layer = (
+            2 * self.hidden * self.hidden + 2 * self.hidden * self.key_value + 3 * self.hidden * self.intermediate
+        )
+        return min(self.parameters, self.layers * per_layer)
 
     def adapter_parameters(self, rank: int) -> int:
         """Parameters of a LoRA adapter on every linear layer."""
@@ -114,12 +125,14 @@ class Setting:
         device: "cpu" or "cuda".
         dtype: Of frozen weights: "float32" or "bfloat16".
         rank: Of LoRA adapters; None: all weights are trained.
+        packed: Their base is held in 4 bits.
         checkpointing: Activations are computed again in the backward pass.
     """
 
     device: str
     dtype: str
     rank: int | None = None
+    packed: bool = False
     checkpointing: bool = False
 
     @property
@@ -131,7 +144,14 @@ class Setting:
         """Bytes of a model that is trained: all of it, or adapters beside the frozen base."""
         if self.rank is None:
             return float(TRAINED_BYTES * size.parameters)
-        return float(self.frozen * size.parameters + TRAINED_BYTES * size.adapter_parameters(self.rank))
+        return self.base(size) + TRAINED_BYTES * size.adapter_parameters(self.rank)
+
+    def base(self, size: Size) -> float:
+        """Bytes of the frozen SFT where adapters are trained, packed perhaps."""
+        if not self.packed:
+            return float(self.frozen * size.parameters)
+        plain = size.parameters - size.linear_parameters + size.hidden * size.intermediate  # and a layer unpacked
+        return self.frozen * plain + PACKED_BYTES * size.linear_parameters
 
     def activations(self, size: Size, tokens: float) -> float:
         """Bytes kept by one forward pass of so many tokens, padding included."""
@@ -147,6 +167,12 @@ class Setting:
         return self.cache(size, sequences * length) + 8.0 * sequences * size.vocabulary
 
 
-def setting_of(device: str, dtype: str, rank: int | None, checkpointing: bool) -> Setting:
+def setting_of(device: str, dtype: str, lora: LoraAdapter | None, checkpointing: bool) -> Setting:
     """What all stages of a comparison share."""
-    return Setting(device=device, dtype=dtype, rank=rank, checkpointing=checkpointing)
+    return Setting(
+        device=device,
+        dtype=dtype,
+        rank=None if lora is None else lora.rank,
+        packed=lora is not None and lora.quantize is not None,
+        checkpointing=checkpointing,
+    )

@@ -187,7 +187,7 @@ class Needs:
     def _sister(self, label: str, arm: RLOO | GRPO) -> Need:
         policy, setting, lengths = self.policy, self.setting, self.lengths
         tokens = self._pass(arm.batch_size // arm.minibatches, arm.microbatch_size) * lengths.longest
-        weights = setting.trained(policy) + 2 * setting.frozen * policy.parameters
+        weights = setting.trained(policy) + setting.base(policy) + setting.frozen * policy.parameters
         logits = 8.0 * tokens * policy.vocabulary
         parts = weights + setting.activations(policy, tokens) + logits
         each = (6.0 if setting.rank is None else 4.0) + 2.0 * setting.checkpointing

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from workbench.errors import ConfigError
 from workbench.lora_targets import ALL_LINEAR, check_targets, ends
 from workbench.models import tensors_digest
+from workbench.quantized import parameter_size, unpacked_state
 
 POLICY, REWARD, CRITIC = "policy", "reward", "critic"  # usual names
 _RECORD = "_workbench_adapters"  # attribute of the trunk
@@ -42,29 +43,38 @@ class Lora:
         rank: Width of the bottleneck.
         alpha: The update is scaled by alpha / rank.
         target_modules: ("all-linear",), which is every linear layer of the trunk, or ends of layers' names ("q_proj").
+        quantize: "nf4" where the frozen base is packed in 4 bits (`workbench.quantized`); None: as it is.
     """
 
     rank: int
     alpha: float
     target_modules: tuple[str, ...] = ALL_LINEAR
+    quantize: str | None = None
 
     @classmethod
     def from_config(cls, block: Mapping[str, Any] | None) -> Lora | None:
         """The config's `model.lora`; None: all weights are trained."""
         if block is None:
             return None
-        return cls(rank=int(block["rank"]), alpha=float(block["alpha"]), target_modules=tuple(block["target_modules"]))
+        return cls(
+            rank=int(block["rank"]),
+            alpha=float(block["alpha"]),
+            target_modules=tuple(block["target_modules"]),
+            quantize=block.get("quantize"),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain fields; `from_config` reads them back."""
-        return {"rank": self.rank, "alpha": self.alpha, "target_modules": list(self.target_modules)}
+        told = {"rank": self.rank, "alpha": self.alpha, "target_modules": list(self.target_modules)}
+        return told if self.quantize is None else told | {"quantize": self.quantize}
 
 
 def parametrization(lora: Lora | None) -> str:
     """What is trained, in words: the fact that the match certificate compares between arms."""
     if lora is None:
         return "full"
-    return f"lora rank {lora.rank} alpha {lora.alpha:g} on {'+'.join(sorted(lora.target_modules))}"
+    base = f", base in {lora.quantize}" if lora.quantize is not None else ""
+    return f"lora rank {lora.rank} alpha {lora.alpha:g} on {'+'.join(sorted(lora.target_modules))}{base}"
 
 
 @dataclass
@@ -265,7 +275,7 @@ def copy_adapter(model: Any, source: str, target: str) -> None:
 
 def base_digest(model: Any) -> str:
     """`models.trunk_digest` of the base, whatever adapters it carries: the SFT's digest, before and after training."""
-    return tensors_digest(plain_state(model.base_model.state_dict(), adapters_of(model).layers))
+    return tensors_digest(plain_state(unpacked_state(model.base_model), adapters_of(model).layers))
 
 
 def plain_state(state: Mapping[str, Tensor], layers: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -298,4 +308,4 @@ def merged_copy(model: Any, name: str) -> Any:
 
 def operations_per_token(model: Any) -> float:
     """Floating-point operations to train on a token: 6 a trained parameter, 4 a frozen one (no gradient of it)."""
-    return float(sum(one.numel() * (6 if one.requires_grad else 4) for one in model.parameters()))
+    return float(sum(parameter_size(one) * (6 if one.requires_grad else 4) for one in model.parameters()))

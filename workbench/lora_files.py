@@ -9,6 +9,8 @@ adapter's by name below the trunk, and those of a scalar head as `head.weight` a
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from workbench.errors import IntegrityError
 from workbench.lora import (
+    POLICY,
     Lora,
     active_adapter,
     adapter_state,
@@ -26,10 +29,43 @@ from workbench.lora import (
     base_digest,
     plain_state,
 )
-from workbench.models import save_model, tensors_digest
+from workbench.models import Placement, load_policy, save_model, tensors_digest
+from workbench.quantized import pack, unpacked_state
 
 FORMAT = 1
 _TENSORS, _INDEX = "adapter.safetensors", "adapter.json"
+
+
+def load_base(load: Callable[[Placement], Any], placement: Placement, lora: Lora | None, *, exact: bool = True) -> Any:
+    """A model as `load` reads it to a place, or packed where `lora.quantize` says so.
+
+    Args:
+        load: Of what is packed the device never holds more than a layer unpacked.
+        exact: See `workbench.quantized.pack`.
+    """
+    if lora is None or lora.quantize is None:
+        return load(placement)
+    return pack(load(replace(placement, device="cpu")), placement.device, exact=exact)
+
+
+def load_reference(folder: Path, placement: Placement, lora: Lora | None, *, trust_remote_code: bool = False) -> Any:
+    """The frozen SFT, as the base of adapters is: packed where `lora.quantize` says so."""
+    return load_base(lambda place: load_policy(folder, place, trust_remote_code=trust_remote_code), placement, lora)
+
+
+def load_trainee(
+    folder: Path, placement: Placement, lora: Lora | None, seed: int, *, trust_remote_code: bool = False
+) -> Any:
+    """The SFT, ready to be trained: all of its weights, or an adapter `lora.POLICY` on its frozen base.
+
+    Args:
+        folder: Of the SFT.
+        seed: Of the adapter.
+    """
+    if lora is None:
+        return load_policy(folder, placement, trust_remote_code=trust_remote_code, trainable=True)
+    base = load_reference(folder, placement, lora, trust_remote_code=trust_remote_code)
+    return add_adapter(base, lora, POLICY, seed)
 
 
 def merged_state(model: Any, name: str) -> dict[str, Tensor]:
@@ -40,11 +76,13 @@ def merged_state(model: Any, name: str) -> dict[str, Tensor]:
     layers = {start + at: layer for at, layer in record.layers.items()}
     shared: dict[tuple[Any, ...], Tensor] = {}
     state = {}
-    for key, tensor in plain_state(model.state_dict(), layers).items():
+    plain = plain_state(unpacked_state(model), layers)
+    for key in list(plain):
+        tensor = plain.pop(key)  # no longer than needed: what was packed is a copy
         layer = layers.get(key.rpartition(".")[0])
         if layer is not None and key.endswith(".weight") and name in layer.lora_A:
             with torch.no_grad():
-                state[key] = (tensor.float() + layer.get_delta_weight(name)).cpu()
+                state[key] = tensor.float().cpu() + layer.get_delta_weight(name).cpu()
             continue
         place = (tensor.data_ptr(), tensor.shape, tensor.dtype)
         if place not in shared:
@@ -172,7 +210,8 @@ def _head(state: dict[str, Tensor], device: torch.device, trainable: bool) -> nn
         return None
     outputs, inputs = weight.shape
     head = nn.Linear(inputs, outputs, bias="head.bias" in state, device="meta")  # draws nothing
-    own = {at.removeprefix("head."): one.to(device) for at, one in state.items() if at.startswith("head.")}
+    # Copied out of the file's buffer: on some CPUs a product's last bits hang on where in memory a row begins.
+    own = {at.removeprefix("head."): one.to(device, copy=True) for at, one in state.items() if at.startswith("head.")}
     head.load_state_dict(own, assign=True)
     head.requires_grad_(trainable)
     return head

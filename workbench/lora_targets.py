@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from workbench.errors import ConfigError, IntegrityError
+from workbench.errors import ConfigError, IntegrityError, ResourceError
 
 ALL_LINEAR = ("all-linear",)
 _HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
@@ -71,4 +72,18 @@ def check_targets(wanted: Sequence[str], known: Iterable[str]) -> None:
         raise ConfigError(
             f"got {', '.join(missing)}, expected all-linear or names of the model's linear layers ({there})",
             where="model.lora.target_modules",
+        )
+
+
+def check_kernels() -> None:
+    """Refuses `model.lora.quantize` where what packs weights in 4 bits is not installed.
+
+    Raises:
+        ResourceError: Says what to install.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ResourceError(
+            "needs bitsandbytes, which is not installed; install the extra (pip install -e '.[qlora]'), or leave "
+            "quantize out",
+            where="model.lora.quantize",
         )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.errors import DivergenceError, IntegrityError, ResourceError
+from workbench.quantized import parameter_size, unpacked_state
 from workbench.reader import READER_FILE, Reader
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -83,18 +84,27 @@ def load_reward_model(
 
 
 def new_reward_model(
-    sft: Path, placement: Placement, seed: int, *, pad_id: int, trust_remote_code: bool = False
+    sft: Path,
+    placement: Placement,
+    seed: int,
+    *,
+    pad_id: int,
+    trust_remote_code: bool = False,
+    trainable: bool = True,
 ) -> Any:
-    """The SFT's trunk with a fresh head drawn from N(0, 1/sqrt(d + 1)), d the hidden size.
+    """The SFT's trunk with a fresh head drawn from N(0, 1/sqrt(d + 1)), d the hidden size; the head is float32.
+
+    Args:
+        trainable: Whether all weights are, in float32; else the trunk is frozen in the placement's precision.
 
     Source: Stiennon et al. 2020, appendix; https://github.com/openai/summarize-from-feedback
     """
-    model = load_reward_model(sft, placement, trust_remote_code=trust_remote_code, trainable=True)
+    model = load_reward_model(sft, placement, trust_remote_code=trust_remote_code, trainable=trainable)
     generator = torch.Generator().manual_seed(seed)
     width = model.score.in_features
-    head = torch.randn(1, width, generator=generator) / math.sqrt(width + 1)
+    model.score.float()
     with torch.no_grad():
-        model.score.weight.copy_(head.to(model.score.weight))
+        model.score.weight.copy_(torch.randn(1, width, generator=generator) / math.sqrt(width + 1))
         if model.score.bias is not None:
             model.score.bias.zero_()
     model.config.get_text_config().pad_token_id = pad_id
@@ -125,12 +135,6 @@ def _load(kind: Any, folder: Path, placement: Placement, trust_remote_code: bool
     return model
 
 
-def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
-    """Casts the weights alone: buffers, such as the rotary frequencies, stay in the precision that they need."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-
-
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """Writes safetensors, config and tokenizer, so that the folder stands alone."""
     model.save_pretrained(folder)
@@ -152,13 +156,16 @@ def tensors_digest(state: Mapping[str, Tensor]) -> str:
 
 
 def trunk_digest(model: Any) -> str:
-    """Digest of the trunk (`base_model`) alone: what policy, reward model and critic share at the start."""
-    return tensors_digest(model.base_model.state_dict())
+    """Digest of the trunk (`base_model`) alone: what policy, reward model and critic share at the start.
+
+    That of a packed trunk is that of the weights it stands for.
+    """
+    return tensors_digest(unpacked_state(model.base_model))
 
 
 def parameter_count(model: Any) -> int:
     """Number of parameters, tied ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter_size(parameter) for parameter in model.parameters())
 
 
 def new_small_llama(

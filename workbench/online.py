@@ -19,10 +19,10 @@ from workbench.batching import make_batch
 from workbench.digests import prompt_set_digest
 from workbench.errors import IntegrityError
 from workbench.evaluation import numerics
-from workbench.lora import POLICY, Lora, add_adapter, base_digest, operations_per_token, parametrization
+from workbench.lora import Lora, base_digest, operations_per_token, parametrization
+from workbench.lora_files import load_reference, load_trainee
 from workbench.models import (
     Placement,
-    load_policy,
     load_reward_model,
     parameter_count,
     trunk_digest,
@@ -70,10 +70,8 @@ class OnlineArm:
         self.tokenizer = load_tokenizer(sft.folder(), trust_remote_code=trust)
         self.pad_id = int(self.tokenizer.pad_token_id)
         lora = Lora.from_config(config.get("lora"))
-        self.policy = load_policy(sft.folder(), placement, trust_remote_code=trust, trainable=lora is None)
-        if lora is not None:
-            add_adapter(self.policy, lora, POLICY, log.seed)
-        self.reference = load_policy(sft.folder(), placement, trust_remote_code=trust)
+        self.policy = load_trainee(sft.folder(), placement, lora, log.seed, trust_remote_code=trust)
+        self.reference = load_reference(sft.folder(), placement, lora, trust_remote_code=trust)
         self.reward_model = load_reward_model(reward.folder(), placement, trust_remote_code=trust)
         self.center = float(reward.facts["center"])
         rows = [row for row in read_packed_prompts(inputs["prompts"]) if row["split"] == "train"]

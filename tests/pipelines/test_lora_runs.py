@@ -158,14 +158,14 @@ def test_a_stage_with_adapters_resumes_exactly(kind: str, stages: Stages, tmp_pa
 def test_dpo_that_diverges_at_once_keeps_the_sft(
     world: World, stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add = dpo.add_adapter
+    load = dpo.load_trainee
 
-    def broken(model: Any, *args: Any, **options: Any) -> Any:
-        add(model, *args, **options)
+    def broken(*args: Any, **options: Any) -> Any:
+        model = load(*args, **options)
         adapter_parameters(model, "policy")[0].register_hook(lambda grad: grad * np.nan)
         return model
 
-    monkeypatch.setattr(dpo, "add_adapter", broken)
+    monkeypatch.setattr(dpo, "load_trainee", broken)
     index = read_policy_set(stages.run("dpo", Log(tmp_path / "work")))
     assert index.diverged is not None
     assert [(one.step, one.tensors) for one in index.checkpoints] == [(0, index.facts["sft_tensors"])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from workbench.forecast import Forecast, Machine, verdict
 from workbench.models import parameter_count
 from workbench.packed import PackedPairs
 from workbench.policy_set import read_policy_set
+from workbench.quantized import is_packed, pack, unpacked
 from workbench.scoring import response_logprobs, sequence_logprobs
 from workbench.store import Store
 
@@ -99,6 +101,20 @@ def test_stages_are_within_a_tenth_of_measured_peaks(kind: str, rank: int | None
     needs = {need.stage.split()[0]: need for need in Needs(comparison, setting, size, {"main": size}, lengths).all()}
     above = (needs[kind].bytes - 400e6) / 1e6
     assert above == pytest.approx(PEAKS[kind, rank, critic], rel=0.12)
+
+
+def test_a_packed_base_takes_the_bytes_of_its_codes(tmp_path: Path) -> None:
+    world = build_world(tmp_path / "world", size={"hidden_size": 64, "intermediate_size": 128}, snapped=True)
+    plain, packed = policy_of(world.model), pack(policy_of(world.model), "cpu")
+    held = sum(one.numel() * one.element_size() for one in packed.parameters())
+    held += sum(4 * unpacked(one).numel() // 64 for one in packed.modules() if is_packed(one))
+    size = size_of(world.model)
+    assert size.linear_parameters == sum(unpacked(one).numel() for one in packed.modules() if is_packed(one))
+    setting = Setting(device="cpu", dtype="float32", rank=4, packed=True)
+    assert setting.base(size) == held + 4 * 64 * 128  # and the largest layer, unpacked
+    assert Setting(device="cpu", dtype="float32", rank=4).base(size) == 4 * parameter_count(plain)
+    adapters = Setting(device="cuda", dtype="bfloat16", rank=16)
+    assert replace(adapters, packed=True).base(GIANT) < 0.45 * adapters.base(GIANT)
 
 
 GIANT = Size(
