@@ -23,7 +23,7 @@ from workbench.report.wording import interval, number
 ROOT = Path(__file__).parents[1]
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("results", "findings", "agreement", "sisters")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("results", "findings", "agreement", "sisters", "data")),
 )
 MOST_POINTS = 12
 BLOCK = re.compile(r"(<!-- ([\w.-]+):([\w-]+) -->\n).*?(<!-- end -->)", re.S)

@@ -213,6 +213,25 @@ def pairs(results: Any) -> str:
     return "\n".join(lines) + "\n" if lines else NOT_MEASURED
 
 
+def learning(results: Any) -> str:
+    """What each kind of arm gains from how many pairs, and the kinds against each other on equally many."""
+    curves = {one["kind"]: {point["pairs"]: point for point in one["points"]} for one in results["learning_curves"]}
+    gaps = {(one["a"], one["b"]): {} for one in results["learning_gaps"]}
+    for one in results["learning_gaps"]:
+        gaps[one["a"], one["b"]][one["pairs"]] = one["difference"]
+    rows = []
+    for count in sorted({count for points in curves.values() for count in points}):
+        points = [found.get(count) for found in curves.values()]
+        accuracy = next((one["reward_model_accuracy"] for one in points if one and one["reward_model_accuracy"]), None)
+        gained = [f"{_estimate(one['gain'])} (KL {number(one['seq_kl']['value'])})" if one else "–" for one in points]
+        missing = [_estimate(one["shortfall"]) if one else "–" for one in points]
+        apart = [_estimate(found.get(count)) for found in gaps.values()]
+        rows.append([f"{count:,}", _estimate(accuracy), *gained, *missing, *apart])
+    names = [kind.upper() for kind in curves]
+    header = ["pairs", "reward model's accuracy", *names, *(f"{name}, short of all" for name in names)]
+    return _table([*header, *(f"{a.upper()} less {b.upper()}" for a, b in gaps)], rows)
+
+
 def generalization(results: Any) -> str:
     """Whether the implicit reward is the worse one out of distribution."""
     found = results.get("generalization")
@@ -245,5 +264,6 @@ FINDINGS: dict[str, Callable[[Any], str]] = {
     "calibration": calibration,
     "length": length,
     "pairs": pairs,
+    "learning": learning,
     "overoptimization": overoptimization,
 }

@@ -120,8 +120,11 @@ class Browser:
                 return told["result"]
 
     @contextlib.contextmanager
-    def tab(self, address: str, *, width: int = 1280, height: int = 2000, dark: bool = False) -> Iterator[Tab]:
-        """A page in a window of this size (below 600 pixels: a phone), once its first cards are drawn."""
+    def tab(
+        self, address: str, *, width: int = 1280, height: int = 2000, dark: bool = False, ready: str = TIMES
+    ) -> Iterator[Tab]:
+        """A page in a window of this size (below 600 pixels: a phone), once the script `ready` gives its times: of a
+        report, when its first cards are drawn."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
@@ -130,7 +133,7 @@ class Browser:
         self.call("Emulation.setEmulatedMedia", session, features=[scheme])
         self.call("Performance.enable", session, timeDomain="threadTicks")
         self.call("Page.navigate", session, url=address)
-        while not (times := self.evaluate(session, TIMES)):
+        while not (times := self.evaluate(session, ready)):
             time.sleep(0.02)
         yield Tab(session, {name: one / 1000 for name, one in times.items()})
         self.call("Target.closeTarget", targetId=target)
@@ -163,9 +166,9 @@ class Browser:
                     ]
         return found
 
-    def picture(self, address: str, file: Path, *, at: str = "", height: int = 1000) -> None:
-        """A PNG of the page, from the top or from the first element that the selector `at` finds."""
-        with self.tab(address, height=height) as tab:
+    def picture(self, address: str, file: Path, *, at: str = "", height: int = 1000, **look: Any) -> None:
+        """A PNG of the page, from the top or from the first element that the selector `at` finds; `look`: see `tab`."""
+        with self.tab(address, height=height, **look) as tab:
             if at:
                 self.evaluate(tab.session, f"document.querySelector({json.dumps(at)}).scrollIntoView()")
                 self.evaluate(tab.session, PAINTED)
