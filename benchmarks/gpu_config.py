@@ -62,7 +62,7 @@ def estimates() -> dict[str, Any]:
         prompt=model.max_prompt_tokens, response=comparison.evaluation.max_response_tokens, pairs=int(0.95 * limit),
         mean_prompt=TOKENS["mean_prompt"], mean_response=min(TOKENS["mean_response"], response),
     )  # fmt: skip
-    setting = setting_of("cuda", "bfloat16", model.lora.rank, model.gradient_checkpointing)
+    setting = setting_of("cuda", "bfloat16", model.lora, model.gradient_checkpointing)
     needs = Needs(comparison, setting, policy, dict.fromkeys(comparison.reward_models, policy), lengths).all()
     return {
         name: Forecast(

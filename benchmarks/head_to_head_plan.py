@@ -23,7 +23,7 @@ STEPS = {
     "sft": "sft", "rollouts": "pairs", "pairs": "pairs", "packed_pairs": "pairs",
     "reference_logprobs": "reference", "reward_model": "reward", "candidates": "best_of_n", "best_of_n": "best_of_n",
     "generations": "evaluate", "scores": "evaluate", "trajectory": "evaluate", "margins": "evaluate",
-    "select": "evaluate", "measure": "measure",
+    "select": "evaluate", "measure": "measure", "samples": "measure",
 }  # fmt: skip
 SAMPLED = ("test", "ood")  # the scripts draw no further sets
 HEADS = ("prompts", "sft_corpus", "tokenizer", "base_model")  # data, given to the scripts before their clock starts

@@ -54,7 +54,7 @@ def names(runs: Runs) -> list[Finding]:
             expected="nothing is trained or sampled (DPO's name stands in the columns of its scores)",
             found=computed,
             n=len(after.results.stages),
-            ok=set(computed) <= {"measure", "scores", "margins", "best_of_n"},
+            ok=set(computed) <= {"measure", "samples", "scores", "margins", "best_of_n"},
         ),
         unchanged("arms renamed and in the opposite order: figures of every arm", found, len(arms)),
     ]
@@ -244,6 +244,6 @@ def twins(runs: Runs) -> list[Finding]:
             found={"win_rate": rate, "p": row["p_value"], "computed": computed},
             n=rate["n"],
             ok=rate["value"] == 0.5 and rate["low"] < 0.5 < rate["high"] and row["p_value"] == 1.0
-            and set(computed) <= {"measure"},
+            and set(computed) <= {"samples", "measure"},
         )
     ]  # fmt: skip

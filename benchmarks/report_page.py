@@ -30,10 +30,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from workbench.report.page import SAMPLES_FILE, write_report_page
+from workbench.report.page import write_report_page
 from workbench.report.samples import read_samples
 from workbench.results import load_results
-from workbench.runs import find_run
+from workbench.runs import SAMPLES_FILE, find_run
 
 TIMES = """(() => {
   const done = performance.getEntriesByType("navigation")[0];

@@ -26,12 +26,13 @@ from workbench.redact import redact
 from workbench.results import ArmCost, Results, StageRow
 from workbench.results_base import CostRecord
 from workbench.results_tuning import TuningLedger
+from workbench.runs import SAMPLES_FILE
 from workbench.stages import Planned, Stage, dependencies
 from workbench.stages import plan as plan_stages
 from workbench.store import Store
 
 OnEvent = Callable[[Event], None]
-TABLES = ("judgments.jsonl", "disagreements.json", "samples.jsonl.gz")  # of the measure stage, beside the results
+TABLES = (("measure", "judgments.jsonl"), ("measure", "disagreements.json"), ("samples", SAMPLES_FILE))  # stage, file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ def run_comparison(
     warm_up(list(graph.stages.values()), store)
     with ExitStack() as stack:
         tracking = Tracking(comparison, home, graph, built, warn, tuned=tuned is not None)
-        stack.callback(tracking.abandon)
+        stack.push(tracking.abandon)
 
         def attempt(on_event: OnEvent) -> Outcome:
             return execute(
@@ -130,14 +131,13 @@ def run_comparison(
         with disk_errors("Writing the results", home):
             folder.mkdir(parents=True, exist_ok=True)
             results.write(path)
-            measured = outcome.artifacts["measure"].path
-            tables = [shutil.copyfile(measured / name, folder / name) for name in TABLES]
+            tables = [shutil.copyfile(outcome.artifacts[stage].path / name, folder / name) for stage, name in TABLES]
             settings = json.dumps(redact(comparison.model_dump(mode="json")), indent=1, ensure_ascii=False)
             (folder / "config.json").write_text(settings + "\n", encoding="utf-8")
             figures, pages = report(results, folder)
 
         # ---- 4. Log what people look at.
-        tracking.finish(results, figures, [path, *pages, *tables], folder / "samples.jsonl.gz")
+        tracking.finish(results, figures, [path, *pages, *tables])
     return Finished(results=results, path=path, figures=tuple(figures), exit_code=exit_code(results))
 
 

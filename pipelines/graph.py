@@ -3,7 +3,8 @@
     prompts -> base model -> sft -> [rollouts -> labels] -> pairs -> packed pairs -> reference log-probabilities -> dpo
                                                                                   -> reward model -> ppo, rloo, grpo
     sft -> candidates -> pool scores -> best-of-n
-    each policy -> select -> generations -> scores, judgments -> measure;   each trained policy -> trajectory -> measure
+    each policy -> select -> generations -> scores, judgments -> samples and measure
+    each trained policy -> trajectory -> measure
 
 Each stage is named by import string and gets JSON, so that any executor can run it. Nothing here computes: this module
 imports no torch, and a plan on a cached store costs milliseconds.
@@ -37,6 +38,8 @@ from workbench.stages import External
 
 __all__ = ["Graph", "build_graph"]
 PARAMETRIZATION = ("trust_remote_code", "lora", "gradient_checkpointing")  # what a dpo stage needs of `training`
+# What the table of samples needs of the measure stage's config.
+SAMPLES_NEED = ("arms", "runs", "reward_models", "proxy", "implicit", "judges", "judge_kinds", "gold")
 
 
 def build_graph(comparison: Comparison, origin: Origin) -> Graph:
@@ -227,7 +230,7 @@ def subset(pairs: int | None, run: int) -> dict[str, int]:
 
 
 def _measure(graph: Graph, base: Mapping[str, str]) -> None:
-    """Everything in, numbers and certificate out."""
+    """Everything in; the table of samples, the numbers and the facts for the certificate out."""
     inputs: dict[str, str | External] = {name: base[name] for name in ("prompts", "pairs", "raw_pairs", "sft")}
     for (label, run), roles in graph.arms.items():
         inputs |= {f"{label}/{run}/{role}": instance for role, instance in roles.items()}
@@ -262,6 +265,11 @@ def _measure(graph: Graph, base: Mapping[str, str]) -> None:
             if any(one.pairs is not None for one in learners.values())
         },
     }  # fmt: skip
+    # Side by side with the figures: what people read of the samples is on its way to MLflow while these are measured.
+    graph.add(
+        "samples", (), "workbench.measure_samples:run", {name: config[name] for name in SAMPLES_NEED}, inputs,
+        packages=("numpy",),
+    )  # fmt: skip
     graph.add(
         "measure", (), "workbench.measure:run", config, inputs,
         seed=derive(comparison.seeds.eval, "measure"), packages=MEASURE_PACKAGES,

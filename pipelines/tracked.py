@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from workbench.config_base import BASELINE
 from workbench.manifest import Artifact
 from workbench.outcome import Event
 from workbench.results import Results
+from workbench.runs import SAMPLES_FILE
 from workbench.stages import Stage
 from workbench.tracking_samples import Told
 
@@ -42,6 +42,8 @@ class Tracking:
 
         self.graph, self.built, self.finished = graph, built, False
         self.run_ids: dict[str, str | None] = {}
+        self.runs: dict[str, str] = {}  # arm -> ref of its run
+        self.measuring = self.told = False
         self.artifacts: dict[str, Artifact] = {}
         self.shared = provenance(comparison, graph, tuned=tuned)
         if not comparison.tracking.enabled:
@@ -62,6 +64,7 @@ class Tracking:
         if event.kind == "started":
             tags = self.shared | stage_tags(event.instance, self.graph.comparison)
             self.run_ids[event.instance] = self.tracker.stage_started(event.instance, stage.name, stage.config, tags)
+            self.measuring |= event.instance == "measure" and self.graph.comparison.tracking.enabled
         elif event.kind == "metrics" and event.path is not None:
             self.tracker.stage_metrics(event.instance, event.path)
         elif event.kind == "finished" and event.artifact is not None:
@@ -74,6 +77,9 @@ class Tracking:
             status = "FAILED" if event.kind == "failed" else "KILLED"
             self.tracker.stage_failed(event.instance, event.message or event.kind, event.path, status=status)
         self.tracker.system()
+        if self.measuring and "samples" in self.artifacts:  # nothing waits for the driver any more but the measures
+            with self._guarded():
+                self._texts()
 
     def record_fields(self, stage: Stage) -> dict[str, Any]:
         """The run that makes an artifact, for its record."""
@@ -83,21 +89,22 @@ class Tracking:
         """The `mlflow` block of results.json."""
         return self.tracker.describe()
 
-    def finish(self, results: Results, figures: Sequence[Path], files: Sequence[Path], samples: Path) -> None:
-        """Gives every arm its run, and ends the parent with headline metrics, certificate, figures and files."""
+    def finish(self, results: Results, figures: Sequence[Path], files: Sequence[Path]) -> None:
+        """Completes every arm's run, and ends the parent with headline metrics, certificate, figures and files."""
         if not self.graph.comparison.tracking.enabled:
             return
         from workbench import tracking_arms as arms
         from workbench.report.mlflow_pages import comparison_page
-        from workbench.tracking import now_ms
+        from workbench.tracking_shown import now_ms
 
         plain, unix_ms = results.model_dump(mode="json", by_alias=True), now_ms()
-        runs: dict[str | None, str] = {None: self.tracker.ref}
         with self._guarded():
-            self._arms(plain, samples, runs, unix_ms)
+            self._texts()
+        with self._guarded():
+            self._numbers(plain, unix_ms)
         page = ""
         with self._guarded():
-            page = comparison_page(plain, self._links(runs, arms.in_front(plain)[:2]))
+            page = comparison_page(plain, self._links(arms.in_front(plain)[:2]))
         datasets = [*self._datasets("packed_pairs", "training"), *self._datasets("packed_prompts", "evaluation")]
         with self._guarded():
             self.tracker.finish(plain, figures, files, note=page, datasets=datasets, unix_ms=unix_ms)
@@ -111,45 +118,53 @@ class Tracking:
         except Exception as error:
             self.tracker.problem(error)
 
-    def _arms(self, plain: Mapping[str, Any], samples: Path, runs: dict[str | None, str], unix_ms: int) -> None:
-        """A run per arm with its numbers and responses, the sets of suspicious responses, the models."""
-        from pipelines.tracked_models import models
-        from workbench import tracking_arms as arms
+    def _texts(self) -> None:
+        """A run per arm with its responses, and the sets of suspicious ones: all that hangs on the samples alone."""
+        if self.told:
+            return
+        self.told = True
         from workbench import tracking_samples as texts
-        from workbench.report.mlflow_pages import arm_page
         from workbench.report.samples import first_seed
 
-        told = texts.tell(first_seed(samples))
-        points = {label: arms.arm_points(plain, label, unix_ms) for label in plain["arms"]}
-        self.tracker.save_view(key for some in points.values() for key, *_ in some)
-        back = ("the comparison", arms.run_page(self.tracker.ref))
-        for label in plain["arms"]:
-            run = runs[label] = uuid.uuid4().hex
-            links = self._links(runs, [label, BASELINE] if label != BASELINE else [])
-            self.tracker.beside(
+        told = texts.tell(first_seed(self.artifacts["samples"].path / SAMPLES_FILE))
+        for label in (BASELINE, *self.graph.comparison.arms):
+            self.runs[label] = self.tracker.begin_beside(
                 label,
-                self.shared | arms.arm_tags(plain, label),
-                points[label],
-                ref=run,
-                note=arm_page(plain, label, [back, *links]),
+                self.shared | {"kind": "arm", "arm": label},
                 params=self._settings(label),
                 datasets=self._datasets("packed_prompts", "evaluation"),
                 tables={"responses.json": texts.arm_table(told, label)},
             )
-            self.tracker.traces(run, list(texts.traces(told, label, self.tracker.ref, self._traced)))
+            traces = texts.traces(told, label, self.tracker.ref, self._traced)
+            self.tracker.traces(self.runs[label], list(traces))
         for name in texts.SETS:
             self._set(name, told)
-        for one in models(self.graph, self.artifacts, plain, self.shared, unix_ms):
-            self.tracker.model(runs[one["arm"]], one)
 
-    def _links(self, runs: Mapping[str | None, str], pair: Sequence[str]) -> list[tuple[str, str]]:
+    def _numbers(self, plain: Mapping[str, Any], unix_ms: int) -> None:
+        """What the results say of every arm, and the models."""
+        from pipelines.tracked_models import models
+        from workbench import tracking_arms as arms
+        from workbench.report.mlflow_pages import arm_page
+
+        points = {label: arms.arm_points(plain, label, unix_ms) for label in self.runs}
+        self.tracker.save_view(key for some in points.values() for key, *_ in some)
+        back = ("the comparison", arms.run_page(self.tracker.ref))
+        for label, run in self.runs.items():
+            links = self._links([label, BASELINE] if label != BASELINE else [])
+            note = arm_page(plain, label, [back, *links])
+            self.tracker.end_beside(run, points[label], tags=arms.arm_tags(plain, label), note=note)
+        for one in models(self.graph, self.artifacts, plain, self.shared, unix_ms):
+            self.tracker.model(self.runs.get(one["arm"], self.tracker.ref), one)
+
+    def _links(self, pair: Sequence[str]) -> list[tuple[str, str]]:
         """Where to look: arms side by side, the texts of two of them, all texts."""
         from workbench import tracking_arms as arms
         from workbench import tracking_views as views
 
         found = [("arms side by side", views.view_link(self.tracker.ref))]
-        if self._traced and len(pair) == 2 and all(label in runs for label in pair):
-            found.append((f"responses of {pair[0]} and {pair[1]}", arms.two_arms(runs[pair[0]], runs[pair[1]])))
+        if self._traced and len(pair) == 2 and all(label in self.runs for label in pair):
+            two = arms.two_arms(self.runs[pair[0]], self.runs[pair[1]])
+            found.append((f"responses of {pair[0]} and {pair[1]}", two))
         return [*found, ("all responses", arms.all_responses(self.tracker.ref))]
 
     @property
@@ -163,21 +178,26 @@ class Tracking:
         rows = texts.set_rows(told, name)
         if not rows:
             return
-        run = self.tracker.beside(
+        run = self.tracker.begin_beside(
             name.replace("_", " "),
             self.shared | {"kind": "set", "set": name},
-            note=texts.SETS[name][1],
             tables={f"{name}.json": texts.set_table(rows)},
         )
         traced = set(told.prompts[: self._traced])
         ids = [texts.trace_id(self.tracker.ref, row) for row in rows
                if row["sample_index"] == 0 and row["prompt_id"] in traced]  # fmt: skip
         self.tracker.link(run, ids)
+        self.tracker.end_beside(run, note=texts.SETS[name][1])
 
-    def abandon(self) -> None:
-        """Ends the parent run of a comparison that did not finish."""
+    def abandon(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        """Ends the runs of a comparison that did not finish: as FAILED, or KILLED where a signal ended it.
+
+        Args:
+            kind: Of what it ended with, as a context manager's exit gets it.
+        """
         if not self.finished:
-            self.tracker.finish(None, status="FAILED")
+            killed = kind is not None and not issubclass(kind, Exception)
+            self.tracker.finish(None, status="KILLED" if killed else "FAILED")
 
     def _settings(self, label: str) -> dict[str, Any]:
         arm = self.graph.comparison.arms.get(label)

@@ -21,7 +21,6 @@ from workbench.measure_disagreements import DISAGREEMENTS_FILE, Disagreements, s
 from workbench.measure_diversity import DiversityMeasure
 from workbench.measure_learning import Learning
 from workbench.measure_rewards import Rewards
-from workbench.measure_samples import SAMPLES_FILE, write_samples
 from workbench.measure_scope import Figure, Scope, plain
 from workbench.measure_shifts import Shifts
 from workbench.measure_tilt import Tilts
@@ -53,7 +52,7 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
         inputs: All artifacts, by role (`workbench.evidence.Artifacts`).
         out: Receives measured.json (parts of results.json), judgments.jsonl (each judge's verdicts on every arm and
             the SFT, for `workbench winrate`), disagreements.json (pairs that the two rewards order in opposite ways,
-            with text), samples.jsonl.gz (every sample with its figures) and sides.json (facts for the certificate).
+            with text) and sides.json (facts for the certificate).
         log: Seed of the resampling.
     """
     scope = Scope(config, Artifacts(inputs), log.seed)
@@ -94,7 +93,6 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     _write(out / "measured.json", parts)
     _write(out / DISAGREEMENTS_FILE, listed)
     write_judgments(out / JUDGMENTS_FILE, (one for judge in scope.judges for one in measure.verdicts.told(judge)))
-    write_samples(out / SAMPLES_FILE, scope, measure.verdicts)
     pairs = PackedPairs(inputs["pairs"])
     facts = {
         "sides": measure.sides(),

@@ -1,5 +1,7 @@
 """Every evaluation sample with all that is known of it, as one table: what the report's browser and MLflow show.
 
+A stage of its own, so that the texts are there while the figures are still being measured.
+
 samples.jsonl.gz, one row a (run seed, prompt, arm, sample), run seeds first, so that a reader who wants the first one
 may stop early. The same samples give the same bytes.
 """
@@ -14,13 +16,27 @@ from pathlib import Path
 from typing import Any
 
 from workbench.data.records_io import read_jsonl
-from workbench.evidence import ArmRun
+from workbench.evidence import ArmRun, Artifacts
 from workbench.measure_scope import Scope
 from workbench.packed import read_packed_prompts
+from workbench.stage_log import StageLog
 from workbench.verdicts import Verdicts
 
 SAMPLES_FILE = "samples.jsonl.gz"
 DIGITS = 6  # significant ones
+
+
+def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLog) -> None:
+    """Writes the table.
+
+    Args:
+        config: As of the measure stage (`workbench.measure.run`), but for what only figures need.
+        inputs: As of the measure stage.
+        out: Receives samples.jsonl.gz.
+        log: Nothing is drawn at random.
+    """
+    scope = Scope(config, Artifacts(inputs), log.seed)
+    write_samples(out / SAMPLES_FILE, scope, Verdicts(scope.artifacts, scope.arms, scope.judge_kinds, scope.proxy))
 
 
 def write_samples(path: Path, scope: Scope, verdicts: Verdicts) -> int:

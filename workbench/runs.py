@@ -10,6 +10,7 @@ from workbench.errors import DataError
 
 RESULTS_FILE = "results.json"
 CONFIG_FILE = "config.json"
+SAMPLES_FILE = "samples.jsonl.gz"
 
 
 def find_run(home: Path, name: str | None) -> Path:

@@ -18,25 +18,20 @@ from workbench import tracking_crossed as crossed
 from workbench import tracking_names as names
 from workbench.redact import redact, redact_text
 from workbench.tracking_delivery import Limits, SyncReport, reason_of, sync_spools
-from workbench.tracking_line import Line
 from workbench.tracking_mlflow import Server, default_uri
-from workbench.tracking_samples import AT_ONCE
+from workbench.tracking_shown import Shown, now_ms
 from workbench.tracking_spool import chosen_uri
 from workbench.tracking_system import SystemMeter
 
+EVERY_S = 5.0  # between looks at a running stage's metrics
 MACHINE_AT_ONCE = 500  # readings of the machine that wait at most for a stage's next metrics
-
-
-def now_ms() -> int:
-    """Milliseconds since the epoch, as MLflow counts."""
-    return int(time.time() * 1000)
 
 
 def _to_stderr(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
-class Tracker(Line):
+class Tracker(Shown):
     """One comparison's tracking. Make it with `Tracker.open` or `Tracker.disabled`; no method raises.
 
     Attributes:
@@ -128,20 +123,24 @@ class Tracker(Line):
             self._send({"op": "batch", "ref": ref, "params": names.flatten(params)})
         return self._server.runs.get(ref) if self._server else None
 
-    def stage_metrics(self, instance: str, metrics_path: Path, *, every_s: float = 2.0) -> None:
+    def stage_metrics(self, instance: str, metrics_path: Path, *, every_s: float = EVERY_S) -> None:
         """Sends what the stage has written to its metrics.jsonl since the last call, at most every `every_s`."""
         now = time.monotonic()
         if instance not in self._open or now - self._read_at.get(instance, -1e9) < every_s:
             return
         self._read_at[instance] = now
+        points = self._new_points(instance, metrics_path)
+        if points:
+            points += self._machine.pop(instance, [])
+            self._send({"op": "batch", "ref": self._open[instance], "metrics": points})
+
+    def _new_points(self, instance: str, metrics_path: Path) -> list[names.Point]:
+        """What a stage has written since it was read last."""
         try:
-            points = self._tails[instance].read(metrics_path)
+            return self._tails[instance].read(metrics_path)
         except OSError as error:
             self._fault("read", f"tracking: cannot read {metrics_path}: {reason_of(error)}")
-            return
-        points += self._machine.pop(instance, [])
-        for some in names.in_batches(points, 1000):
-            self._send({"op": "batch", "ref": self._open[instance], "metrics": list(some)})
+            return []
 
     def stage_finished(
         self, record: Any, metrics_path: Path | None = None, datasets: Iterable[Mapping[str, Any]] = ()
@@ -158,14 +157,13 @@ class Tracker(Line):
         if instance not in self._open:
             self.stage_started(instance, str(entry["name"]), {})
         ref = self._open[instance]
-        if metrics_path is not None:
-            self.stage_metrics(instance, metrics_path, every_s=0.0)
         end_ms = int(float(entry.get("finished_unix_s") or time.time()) * 1000)
         self.system(now=True)
-        costs = [(key, value, end_ms, 0) for key, value in names.cost_metrics(entry).items()]
-        costs += self._machine.pop(instance, [])
-        self._send({"op": "batch", "ref": ref, "params": names.record_params(entry), "tags": names.record_tags(entry)})
-        self._send({"op": "batch", "ref": ref, "metrics": costs})
+        points = self._new_points(instance, metrics_path) if metrics_path is not None else []
+        points += [(key, value, end_ms, 0) for key, value in names.cost_metrics(entry).items()]
+        points += self._machine.pop(instance, [])
+        told = {"params": names.record_params(entry), "tags": names.record_tags(entry), "metrics": points}
+        self._send({"op": "batch", "ref": ref} | told)
         inputs = names.dataset_inputs(entry, datasets)
         if inputs:
             self._send({"op": "inputs", "ref": ref, "datasets": inputs})
@@ -206,74 +204,6 @@ class Tracker(Line):
         entry = names.record_dict(record)
         self._reused.append({"instance": entry["instance"], "key": entry["key"], "run_id": entry.get("mlflow_run_id")})
 
-    # -- what the results show ------------------------------------------------------------------------------------
-
-    def beside(
-        self,
-        name: str,
-        tags: Mapping[str, str],
-        points: Sequence[names.Point] = (),
-        *,
-        ref: str | None = None,
-        note: str = "",
-        params: Mapping[str, Any] | None = None,
-        datasets: Sequence[Mapping[str, str]] = (),
-        tables: Mapping[str, Mapping[str, Any]] | None = None,
-    ) -> str:
-        """A finished run that is no stage: an arm, a set of samples.
-
-        It is not nested: MLflow's lists start with children folded away, and its charts leave them out. The tag
-        `workbench.comparison_ref` says where it belongs.
-
-        Args:
-            tags: To filter by.
-            points: Metrics.
-            ref: Its reference, where its own note names it; default: a new one.
-            note: Markdown shown as its description; `{experiment_id}` and `{run_id:REF}` are filled in.
-            params: Its settings.
-            datasets: What it was measured on: {"name", "digest", "source"?, "context"?} each.
-            tables: File name -> {"columns", "data"}, shown as tables.
-
-        Returns:
-            Its reference.
-        """
-        ref = ref or uuid.uuid4().hex
-        own = {"workbench.ref": ref, "workbench.comparison_ref": self.ref}
-        self._send_run(ref, None, name, own | names.safe_tags(tags))
-        self._send({"op": "batch", "ref": ref, "metrics": list(points), "params": names.flatten(params or {})})
-        self._inputs(ref, datasets)
-        self._tables(ref, tables or {})
-        if note:
-            self._send({"op": "note", "ref": ref, "text": redact_text(note), "reused": []})
-        self._send({"op": "end", "ref": ref, "status": "FINISHED", "end_ms": now_ms()})
-        return ref
-
-    def traces(self, ref: str, traces: Sequence[Mapping[str, Any]]) -> None:
-        """Responses of a run, as traces; they are counted afterwards. `tracking_mlflow_traces.write` says of what."""
-        if not traces:
-            return
-        unix_ms = now_ms()
-        for some in names.in_batches(traces, AT_ONCE):
-            self._send({"op": "traces", "ref": ref, "traces": list(some), "unix_ms": unix_ms})
-        self._send({"op": "count", "ref": ref, "sent": len(traces), "unix_ms": unix_ms})
-
-    def model(self, ref: str, model: Mapping[str, Any]) -> None:
-        """Registers a trained model as what a run measured. `tracking_mlflow_models.register` says of what."""
-        told = {"card": redact_text(model["card"]), "tags": names.safe_tags(model["tags"])}
-        self._send({"op": "model", "ref": ref, "model": {**model, **told}})
-
-    def link(self, ref: str, traces: Sequence[str]) -> None:
-        """Lets traces of other runs stand in this one, too."""
-        if traces:
-            self._send({"op": "link", "ref": ref, "traces": list(traces)})
-
-    def save_view(self, metrics: Iterable[str]) -> None:
-        """Saves a view of the runs page with the arms' charts; `metrics` are the names that they have."""
-        unix_ms = now_ms()
-        name = f"arms, {time.strftime('%Y-%m-%d %H:%M', time.gmtime(unix_ms / 1000))} UTC"
-        known = sorted(set(metrics))
-        self._send({"op": "view", "ref": self.ref, "name": name, "metrics": known, "unix_ms": unix_ms})
-
     def finish(
         self,
         results: Mapping[str, Any] | None,
@@ -298,6 +228,7 @@ class Tracker(Line):
         """
         for instance in list(self._open):
             self._end(instance, "KILLED", now_ms())
+        self.leave_beside(status)
         if results is not None:
             unix_ms, match = unix_ms or now_ms(), results.get("match") or {}
             points = [(key, value, unix_ms, 0) for key, value in names.headline_metrics(results).items()]
@@ -315,20 +246,6 @@ class Tracker(Line):
         self._send({"op": "note", "ref": self.ref, "text": redact_text(note), "reused": self._reused})
         self._send({"op": "end", "ref": self.ref, "status": status, "end_ms": now_ms()})
         self.close()
-
-    def _tables(self, ref: str, tables: Mapping[str, Mapping[str, Any]]) -> None:
-        for file, table in tables.items():
-            self._send({"op": "text", "ref": ref, "text": json.dumps(table, ensure_ascii=False), "file": file})
-        if tables:
-            listed = json.dumps([{"path": file, "type": "table"} for file in tables])
-            self._send({"op": "batch", "ref": ref, "tags": {"mlflow.loggedArtifacts": listed}})
-
-    def _inputs(self, ref: str, datasets: Sequence[Mapping[str, str]]) -> None:
-        if datasets:
-            self._send({"op": "inputs", "ref": ref, "datasets": names.dataset_inputs({}, datasets)})
-
-    def _send_run(self, ref: str, parent: str | None, name: str, tags: dict[str, str]) -> None:
-        self._send({"op": "run", "ref": ref, "parent": parent, "name": name, "start_ms": now_ms(), "tags": tags})
 
     def _end(self, instance: str, status: str, end_ms: int) -> None:
         self._send({"op": "end", "ref": self._open.pop(instance), "status": status, "end_ms": end_ms})

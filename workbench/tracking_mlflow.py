@@ -32,6 +32,8 @@ SAFE_ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
 
+AT_ONCE = {"metrics": 800, "params": 100, "tags": 100}  # in one call; MLflow takes 1000 in all
+
 
 def default_uri(home: Path) -> str:
     """The tracking URI of a home without a server: SQLite, because MLflow's file store is gone."""
@@ -133,15 +135,29 @@ class Server:
         from mlflow.entities import Metric, Param, RunTag
 
         run_id = self._run_id(operation["ref"])
-        metrics = [Metric(key, value, unix_ms, step) for key, value, unix_ms, step in operation.get("metrics", ())]
-        params = [Param(key, value) for key, value in operation.get("params", {}).items()]
-        tags = [RunTag(key, value) for key, value in operation.get("tags", {}).items()]
-        for some in names.in_batches(params, 100):
-            self._client.log_batch(run_id, params=some)
-        for some in names.in_batches(tags, 100):
-            self._client.log_batch(run_id, tags=some)
-        for some in names.in_batches(metrics, 1000):
-            self._client.log_batch(run_id, metrics=some)
+        left: dict[str, list[Any]] = {
+            "metrics": [
+                Metric(key, value, unix_ms, step) for key, value, unix_ms, step in operation.get("metrics", ())
+            ],
+            "params": [Param(key, value) for key, value in operation.get("params", {}).items()],
+            "tags": [RunTag(key, value) for key, value in operation.get("tags", {}).items()],
+        }
+        while any(left.values()):
+            self._log(run_id, {kind: left[kind][:most] for kind, most in AT_ONCE.items()})
+            left = {kind: left[kind][most:] for kind, most in AT_ONCE.items()}
+
+    def _log(self, run_id: str, some: Mapping[str, list[Any]]) -> None:
+        """One call for all kinds: a call costs more than what it carries. What is refused costs its own kind alone."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.log_batch(run_id, **some)
+        except MlflowException as error:
+            kinds = [kind for kind in some if some[kind]]
+            if len(kinds) < 2 or error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            for kind in sorted(kinds, key=lambda kind: kind == "params"):  # a parameter cannot change: the usual reason
+                self._client.log_batch(run_id, **{kind: some[kind]})
 
     def _do_inputs(self, operation: Operation) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag

@@ -145,7 +145,7 @@ def test_second_run_computes_nothing_and_says_the_same(smoke_home: Path, smoke: 
 def test_a_changed_arm_reruns_only_itself_and_what_is_measured(smoke_home: Path, tmp_path: Path) -> None:
     home = copy_home(smoke_home, tmp_path / "home")
     own = ["ppo[ppo,seed=0]", "trajectory[ppo,seed=0]", "select[ppo,seed=0]", "generations[ppo,test,seed=0]",
-           "scores[ppo,test,seed=0]", "measure"]  # fmt: skip
+           "scores[ppo,test,seed=0]", "samples", "measure"]  # fmt: skip
     planned = workbench("plan", "smoke", "--home", home, "--json", "--set", "arms.ppo.kl_coef=0.2").json
     assert sorted(misses(planned)) == sorted(own)
     assert "kl_coef" in rows(planned)["ppo[ppo,seed=0]"]["why"]
@@ -162,7 +162,7 @@ def test_renaming_an_arm_trains_and_samples_nothing(smoke_home: Path, tmp_path: 
     renamed = tmp_path / "renamed.yaml"
     renamed.write_text(config.replace("  ppo: {", "  rlhf: {kind: ppo, "))
     planned = workbench("plan", renamed, "--home", home, "--json").json
-    assert misses(planned) == ["measure"]  # its figures are named by label
+    assert misses(planned) == ["samples", "measure"]  # they name arms by label
 
 
 def test_place_of_a_config_and_its_name_are_in_no_key(smoke_home: Path, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_two_run_seeds(smoke_home: Path, smoke: dict[str, Any], tmp_path: Path) 
     assert shared >= {"sft", "pairs", "packed_pairs", "reference_logprobs"}  # one SFT, one set of pairs
     assert {i for i, row in rows(results).items() if not row["cached"]} == {
         instance.replace("seed=0", "seed=1") for instance in rows(smoke) if "seed=0" in instance
-    } | {"measure"}
+    } | {"samples", "measure"}
     for label, arm in results["arms"].items():
         assert [one["seed"] for one in arm["by_seed"]] == [0, 1]
         assert "seed" in arm["gold_reward"]["method"], label

@@ -49,7 +49,7 @@ def test_every_embedded_config_makes_a_graph_without_holes(tmp_path: Path, name:
     ordered = check_graph(list(graph.stages.values()))
     assert ordered[-1].name == "measure"
     # Nothing is computed that no figure stands on.
-    assert upstream(graph, "measure") == set(graph.stages) - {"measure"}
+    assert upstream(graph, "measure") == set(graph.stages) - {"samples", "measure"}
     assert all(stage.key is None or stage.key for stage in plan(ordered, Store(tmp_path / "home")))
 
 
@@ -85,7 +85,7 @@ def test_run_seeds_share_the_head_and_redraw_the_rest(tmp_path: Path) -> None:
     graph = build(tmp_path, "seeds.runs=[0,1]")
     alone = build(tmp_path)
     for instance, stage in alone.stages.items():
-        if instance == "measure":
+        if instance in ("samples", "measure"):
             continue
         assert shape(graph.stages[instance]) == shape(stage)  # a second seed changes nothing of the first
         if "seed=0" in instance and stage.seed:
@@ -112,9 +112,9 @@ def test_stages_draw_from_seeds_of_their_own(tmp_path: Path) -> None:
         ("description=other", set()),
         (
             "arms.dpo.beta=0.5",
-            {"dpo", "scores", "margins", "checkpoint_rewards", "generations", "trajectory", "measure"},
+            {"dpo", "scores", "margins", "checkpoint_rewards", "generations", "trajectory", "samples", "measure"},
         ),
-        ("evaluation.judges=[gold,proxy]", {"measure"}),
+        ("evaluation.judges=[gold,proxy]", {"samples", "measure"}),
         ("reward_models.main.epochs=3", {"reward_model"}),
     ],
 )

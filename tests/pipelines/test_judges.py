@@ -84,7 +84,7 @@ def test_an_endpoint_judges_both_orders_of_every_pair(home: Path, server: Server
         assert rate(results, arm, "gpt")["value"] == pytest.approx(null(results, arm, "null/longest")["value"])
         assert rate(results, arm, "gpt")["p_holm"] is not None
     assert {row["instance"] for row in results["stages"] if not row["cached"]} == {
-        *(f"judgments[gpt,{arm},sft,seed=0]" for arm in ARMS), "measure"
+        *(f"judgments[gpt,{arm},sft,seed=0]" for arm in ARMS), "samples", "measure"
     }  # fmt: skip
     asked = len(server.asked)
     again = compare("smoke", home, *llm(server, "judges.gpt.concurrency=1"))

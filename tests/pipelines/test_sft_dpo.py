@@ -227,15 +227,14 @@ def test_dpo_refuses_reference_logprobs_of_other_pairs(world: World, reference: 
 def test_dpo_that_diverges_at_once_keeps_the_sft_and_says_so(
     world: World, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = dpo.load_policy
+    load = dpo.load_trainee
 
-    def broken(*args: Any, trainable: bool = False, **options: Any) -> Any:
-        model = load(*args, trainable=trainable, **options)
-        if trainable:
-            model.model.norm.weight.register_hook(lambda grad: grad * math.nan)
+    def broken(*args: Any, **options: Any) -> Any:
+        model = load(*args, **options)
+        model.model.norm.weight.register_hook(lambda grad: grad * math.nan)
         return model
 
-    monkeypatch.setattr(dpo, "load_policy", broken)
+    monkeypatch.setattr(dpo, "load_trainee", broken)
     index = read_policy_set(train_dpo(world, reference, Log(tmp_path / "work")))
     assert index.diverged is not None
     assert index.diverged["step"] == 1

@@ -139,5 +139,5 @@ def test_the_neutral_shift_is_the_sft_at_another_temperature(tmp_path: Path) -> 
     assert drawn.seed != usual.seed
     assert dict(drawn.inputs) == dict(usual.inputs)
     for instance in plain.stages:
-        if instance != "measure":
+        if instance not in ("samples", "measure"):
             assert shape(plain.stages[instance]) == shape(shifted.stages[instance]), instance

@@ -326,7 +326,7 @@ def test_killed_worker_is_named_and_resumes_to_the_same_bits(store: Store, refer
             killed.append(child.pid)
             os.kill(child.pid, signal.SIGKILL)
 
-    outcome = run([walk(60, sleep_s=0.02)], store, on_event=kill)
+    outcome = run([walk(60, sleep_s=0.1)], store, on_event=kill)  # slow enough to be hit before step 15, a checkpoint
     assert isinstance(outcome.failures["walk[60]"], ResourceError)
     assert gone(killed[0])
     assert_undisturbed(store, reference)

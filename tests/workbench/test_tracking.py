@@ -253,6 +253,31 @@ def test_refused_value_is_kept_apart_and_the_rest_goes_on(home: Path) -> None:
     assert "kl_coef" in kept.read_text()
 
 
+def test_a_stage_ends_with_one_call_for_all_that_it_has(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    calls: list[dict[str, int]] = []
+    log = MlflowClient.log_batch
+
+    def counted(store: MlflowClient, run_id: str, **some: Any) -> Any:
+        calls.append({kind: len(listed) for kind, listed in some.items()})
+        return log(store, run_id, **some)
+
+    tracker = Tracker.open(None, home, "t", {})
+    tracker.stage_started("ppo", "ppo", {})
+    monkeypatch.setattr(MlflowClient, "log_batch", counted)
+    metrics = tmp_path / "metrics.jsonl"
+    write_metrics(metrics, range(600))
+    tracker.stage_finished(record(instance="ppo"), metrics)
+    assert calls[0]["metrics"] == 800, "as many as MLflow takes beside the rest"
+    assert all(calls[0][kind] for kind in ("params", "tags"))
+    assert sum(call["metrics"] for call in calls) > 1200
+    assert len(calls) <= 4
+    tracker.finish(None)
+
+
 def closed_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))

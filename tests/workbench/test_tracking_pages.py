@@ -21,10 +21,11 @@ from workbench import tracking_samples as texts
 from workbench import tracking_views as views
 from workbench.report.mlflow_pages import arm_line, arm_page, comparison_page
 from workbench.report.model_card import model_card
-from workbench.tracking import Tracker, default_uri, now_ms
+from workbench.tracking import Tracker, default_uri
 from workbench.tracking_delivery import Limits
 from workbench.tracking_mlflow import Server
 from workbench.tracking_moved import adopt_home
+from workbench.tracking_shown import now_ms
 from workbench.tracking_spool import TrackingUnavailable
 from workbench.tracking_system import SystemMeter
 
@@ -66,16 +67,18 @@ def model(folder: Path, card: str = "# card") -> dict[str, Any]:
 def drive(tracker: Tracker, folder: Path, card: str = "# card") -> None:
     """What a comparison tells of one arm."""
     told, ref = texts.tell(rows()), tracker.ref
-    points = arms.arm_points(results(), "ppo", now_ms())
-    tracker.save_view(key for key, *_ in points)
-    run = tracker.beside(
-        "ppo", arms.arm_tags(results(), "ppo"), points, note=f"[up]({arms.run_page(ref)})",
-        tables={"responses.json": texts.arm_table(told, "ppo")},
-    )  # fmt: skip
+    tables = {"responses.json": texts.arm_table(told, "ppo")}
+    run = tracker.begin_beside("ppo", {"kind": "arm", "arm": "ppo"}, params={"kl_coef": 0.1}, tables=tables)
     tracker.traces(run, list(texts.traces(told, "ppo", ref, 50)))
     hacks = texts.set_rows(told, "suspected_hacks")
-    other = tracker.beside("suspected hacks", {"kind": "set"}, tables={"suspected_hacks.json": texts.set_table(hacks)})
+    tables = {"suspected_hacks.json": texts.set_table(hacks)}
+    other = tracker.begin_beside("suspected hacks", {"kind": "set"}, tables=tables)
     tracker.link(other, [texts.trace_id(ref, one) for one in hacks if one["sample_index"] == 0])
+    tracker.end_beside(other)
+    points = arms.arm_points(results(), "ppo", now_ms())
+    tracker.save_view(key for key, *_ in points)
+    note = f"[up]({arms.run_page(ref)})"
+    tracker.end_beside(run, points, tags=arms.arm_tags(results(), "ppo"), note=note)
     tracker.model(run, model(folder, card))
     tracker.finish(results(), note=comparison_page(results(), []))
 
@@ -90,6 +93,8 @@ def check(home: Path, weights: Path) -> None:
     (arm,) = runs
     assert arm.data.metrics["win_rate"] == pytest.approx(0.71)
     assert arm.data.metrics["traces"] == 3
+    assert arm.data.params == {"kl_coef": "0.1"}
+    assert {run.info.status for run in store.search_runs([experiment.experiment_id])} == {"FINISHED"}
     assert arm.data.tags["decision"] if "decision" in results() else True
     assert "{run_id" not in arm.data.tags["mlflow.note.content"]
     assert json.loads(arm.data.tags["mlflow.loggedArtifacts"]) == [{"path": "responses.json", "type": "table"}]
@@ -155,7 +160,8 @@ def test_a_dead_server_s_spool_brings_them_later_and_only_once(home: Path, tmp_p
 def test_a_model_that_is_there_gets_a_new_card_and_no_second_version(home: Path, tmp_path: Path) -> None:
     def register(folder: Path, card: str) -> None:
         tracker = Tracker.open(None, home, "t", {})
-        run = tracker.beside("dpo-0.1", {"kind": "arm"})
+        run = tracker.begin_beside("dpo-0.1", {"kind": "arm"})
+        tracker.end_beside(run)
         tracker.model(run, model(folder, card))
         tracker.finish(None)
 

@@ -15,10 +15,9 @@ from workbench.report.prose import prose
 from workbench.report.samples import browser, first_seed
 from workbench.report.shell import asset, page, safe, section, write_page
 from workbench.report.wording import interval
-from workbench.runs import read_config
+from workbench.runs import SAMPLES_FILE, read_config
 
 PAGE_FILE = "report.html"
-SAMPLES_FILE = "samples.jsonl.gz"  # of the measure stage
 MOST_NAMED = 4  # arms in the headline
 FOLD = 20  # rows; longer tables are folded up
 _PLACED = {
