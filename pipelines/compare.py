@@ -251,15 +251,18 @@ def assemble(
 
 
 def rounded(outcome: Outcome) -> list[str]:
-    """What `model.lora.quantize` did to the SFT."""
-    index = json.loads((outcome.artifacts["sft"].path / "index.json").read_text(encoding="utf-8"))
-    told = index["facts"].get("quantized")
-    if told is None:
-        return []
-    return [
-        f"The SFT was rounded to 4 bits ({told['scheme']}): the weights of its linear layers moved by "
-        f"{told['relative_error']:.1%} (root mean square). Arms, reference and baseline all are that model."
-    ]
+    """What `model.lora.quantize` did to the SFT, and to reward models' own bases."""
+    found = []
+    for instance, artifact in outcome.artifacts.items():
+        if artifact.record.name not in ("sft", "reward_model"):
+            continue
+        index = json.loads((artifact.path / "index.json").read_text(encoding="utf-8"))
+        told = index["facts"].get("quantized")
+        if told is not None:
+            what = "the SFT" if instance == "sft" else f"the base of {instance}"
+            told = f"{told['scheme']}: the weights of its linear layers moved by {told['relative_error']:.1%}"
+            found.append(f"4 bits: {what} was rounded to {told} (root mean square); what starts from it starts there.")
+    return found
 
 
 def warnings(

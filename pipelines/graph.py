@@ -268,9 +268,9 @@ def _measure(graph: Graph, base: Mapping[str, str]) -> None:
     # Side by side with the figures: what people read of the samples is on its way to MLflow while these are measured.
     graph.add(
         "samples", (), "workbench.measure_samples:run", {name: config[name] for name in SAMPLES_NEED}, inputs,
-        packages=("numpy",),
+        packages=("numpy",), accelerated=False,
     )  # fmt: skip
     graph.add(
         "measure", (), "workbench.measure:run", config, inputs,
-        seed=derive(comparison.seeds.eval, "measure"), packages=MEASURE_PACKAGES,
+        seed=derive(comparison.seeds.eval, "measure"), packages=MEASURE_PACKAGES, accelerated=False,
     )  # fmt: skip

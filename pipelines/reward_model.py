@@ -21,6 +21,7 @@ from workbench.model_files import check_trained_head, context_of_folder, copy_mo
 from workbench.models import Placement, load_policy, load_reward_model, new_reward_model, trunk_digest
 from workbench.packed import write_packed_pairs
 from workbench.policy_set import Checkpoint, read_policy_set, write_policy_set
+from workbench.quantized import snap
 from workbench.reader import Reader, check_reading, copy_reader, write_reader
 from workbench.sampling import Decoding, sample
 from workbench.scoring import reward_scores
@@ -68,11 +69,16 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     own_pad = int(own.pad_token_id if own.pad_token_id is not None else own.eos_token_id or 0)  # only fills
     lora = Lora.from_config(config.get("lora"))
 
+    rounded: dict[str, Any] = {}
+
     def load(place: Placement) -> Any:
         told = {"pad_id": own_pad, "trust_remote_code": trust, "trainable": lora is None}
-        return new_reward_model(trunk, place, log.seed, **told)
+        made = new_reward_model(trunk, place, log.seed, **told)
+        if "base" in inputs and lora is not None and lora.quantize is not None:  # the SFT is rounded already
+            rounded["quantized"] = snap(made, place.torch_dtype)
+        return made
 
-    model = load_base(load, placement, lora, exact="base" not in inputs)
+    model = load_base(load, placement, lora)
     if lora is not None:
         add_adapter(model, lora, REWARD, log.seed)
         float32_head(model.score)
@@ -97,6 +103,7 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     if lora is not None:  # what is measured from here on is the merged model, which everybody else will load
         save_adapter(model, REWARD, last / "adapter", head=model.score)
     if lora is not None or reader is not None:
+        del model  # before the merged one is read
         model = load_reward_model(last, placement, trust_remote_code=trust)
     model.eval()
 
@@ -114,7 +121,7 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     center, spread = sft_score(config, sft.folder(), model, inputs["prompts"], tokenizer, placement, log)
 
     kept = Checkpoint(name="last", path="checkpoints/last", step=trained.steps, tensors=trunk_digest(model))
-    facts = {
+    facts: dict[str, Any] = {
         "sft_tensors": start,
         "consumed_pairs": trained.consumed,
         "consumed_labels": trained.consumed_labels,
@@ -127,7 +134,7 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     }
     if "base" in inputs:
         told = {"template": config["template"], "own_tokenizer": reader is not None, **reading}
-        facts |= {"base": True, "reading": told}
+        facts |= {"base": True, "reading": told} | rounded
     write_policy_set(out, [kept], facts=facts)
 
 

@@ -133,9 +133,13 @@ class Needs:
     def _pairs(self, pairs: int | None) -> int:
         return self.lengths.pairs if pairs is None else min(pairs, self.lengths.pairs)
 
-    def _trained_on_pairs(self, stage: str, size: Size, block: RewardModel | DPO, field: str) -> Need:
+    def _trained_on_pairs(
+        self, stage: str, size: Size, block: RewardModel | DPO, field: str, after: float = 0.0
+    ) -> Need:
+        """`after`: bytes that the stage takes once it has trained."""
         sequences = 2 * self._pass(block.batch_size, block.microbatch_size)
         parts = self.setting.trained(size) + self.setting.activations(size, sequences * self.lengths.longest)
+        parts = max(parts, after)
         pairs = self._pairs(block.pairs) * block.epochs
         each = 6.0 if self.setting.rank is None else 4.0
         recomputed = 2.0 * self.setting.checkpointing
@@ -145,12 +149,12 @@ class Needs:
         return self._need(stage, parts, self.runs * operations, steps, lighter, self.processes)
 
     def _reward(self, name: str, block: RewardModel) -> Need:
-        size = self.rewards[name]
-        if block.path is None:
-            return self._trained_on_pairs(f"reward_model {name}", size, block, f"reward_models.{name}")
-        batch = 256 * self.lengths.longest
+        size, batch = self.rewards[name], 256 * self.lengths.longest
+        # To center it, samples of the SFT are drawn, whole models both.
         parts = float(self.setting.frozen * (size.parameters + self.policy.parameters))
         parts += self.setting.generation(self.policy, 256, self.lengths.longest)
+        if block.path is None:
+            return self._trained_on_pairs(f"reward_model {name}", size, block, f"reward_models.{name}", after=parts)
         operations = 2.0 * size.parameters * (1024 + block.center_samples) * self.lengths.mean
         return self._need(f"reward_model {name}", parts + self._forward(size, batch), self.runs * operations, self.runs)
 

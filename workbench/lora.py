@@ -15,7 +15,6 @@ Source: Hu et al. 2022 (https://arxiv.org/abs/2106.09685).
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -288,22 +287,6 @@ def plain_state(state: Mapping[str, Tensor], layers: Mapping[str, Any]) -> dict[
         elif key.partition(".lora_")[0] not in layers:
             plain[key] = tensor
     return plain
-
-
-def merged_copy(model: Any, name: str) -> Any:
-    """A plain copy of the model with one adapter merged, in the base's precision: one matrix a layer, for sampling."""
-    made = copy.deepcopy(model)
-    trunk, layers = made.base_model, adapters_of(made).layers
-    for at, layer in layers.items():
-        base = layer.get_base_layer()
-        if name in layer.lora_A:
-            with torch.no_grad():
-                base.weight.copy_(base.weight.float() + layer.get_delta_weight(name))
-        parent, _, child = at.rpartition(".")
-        setattr(trunk.get_submodule(parent), child, base)
-    delattr(trunk, _RECORD)
-    del trunk.peft_config
-    return made
 
 
 def operations_per_token(model: Any) -> float:

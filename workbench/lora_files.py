@@ -36,16 +36,14 @@ FORMAT = 1
 _TENSORS, _INDEX = "adapter.safetensors", "adapter.json"
 
 
-def load_base(load: Callable[[Placement], Any], placement: Placement, lora: Lora | None, *, exact: bool = True) -> Any:
+def load_base(load: Callable[[Placement], Any], placement: Placement, lora: Lora | None) -> Any:
     """A model as `load` reads it to a place, or packed where `lora.quantize` says so.
 
-    Args:
-        load: Of what is packed the device never holds more than a layer unpacked.
-        exact: See `workbench.quantized.pack`.
+    Of what is packed the device never holds more than a layer unpacked.
     """
     if lora is None or lora.quantize is None:
         return load(placement)
-    return pack(load(replace(placement, device="cpu")), placement.device, exact=exact)
+    return pack(load(replace(placement, device="cpu")), placement.device)
 
 
 def load_reference(folder: Path, placement: Placement, lora: Lora | None, *, trust_remote_code: bool = False) -> Any:

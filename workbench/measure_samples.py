@@ -19,10 +19,10 @@ from workbench.data.records_io import read_jsonl
 from workbench.evidence import ArmRun, Artifacts
 from workbench.measure_scope import Scope
 from workbench.packed import read_packed_prompts
+from workbench.runs import SAMPLES_FILE
 from workbench.stage_log import StageLog
 from workbench.verdicts import Verdicts
 
-SAMPLES_FILE = "samples.jsonl.gz"
 DIGITS = 6  # significant ones
 
 

@@ -17,14 +17,16 @@ Source: Dettmers et al. 2023 (https://arxiv.org/abs/2305.14314), section 3.
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from workbench.errors import ConfigError, IntegrityError
+from workbench.errors import ConfigError, DivergenceError, IntegrityError
 
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on some CPUs it misses a kernel that nobody needs
 NF4 = "nf4"
 BLOCK = 64  # weights that share one largest value
 HALF_GAP = 0.16  # half of NF4's widest gap, from 0.696 to 1 of the block's largest weight, with room for bfloat16
@@ -63,12 +65,14 @@ def snap(model: Any, dtype: torch.dtype) -> dict[str, Any]:
 
     Raises:
         ConfigError: See `packable_layers`.
+        DivergenceError: A weight is not finite.
         IntegrityError: A weight moved further than rounding can move it.
     """
     changed = whole = 0.0
     layers = packable_layers(model)
     for name, layer in layers.items():
         read = layer.weight.detach().to(dtype)
+        _check_finite(read, name)
         rounded = _value(*_codes(read))
         moved = (rounded.float() - read.float()).view(-1, BLOCK).abs().amax(1)
         if not bool((moved <= HALF_GAP * read.float().view(-1, BLOCK).abs().amax(1)).all()):
@@ -85,26 +89,26 @@ def snap(model: Any, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def pack(model: Any, device: str, *, exact: bool = True) -> Any:
-    """Packs the linear layers of a frozen model's trunk and moves the model to a device, layer by layer.
+def pack(model: Any, device: str) -> Any:
+    """Packs the linear layers of a frozen, snapped model's trunk and moves the model to a device, layer by layer.
 
     Args:
         model: On the CPU, so that the device never holds it whole.
         device: Where it goes.
-        exact: The weights must be snapped ones.
 
     Returns:
-        The same model. It computes in the precision of its weights, in training as in sampling.
+        The same model. It computes in the precision of its weights: on a CPU with and without a gradient to the bit
+        alike, on a GPU by whichever kernel bitsandbytes takes for the shape.
 
     Raises:
-        IntegrityError: `exact`, and a weight would change.
+        IntegrityError: A weight would change.
     """
     for name, layer in packable_layers(model).items():
         packed = _packed_layer(layer, device)
-        if exact and not torch.equal(unpacked(packed).cpu(), layer.weight.detach().cpu()):
+        if not torch.equal(unpacked(packed).cpu(), layer.weight.detach().cpu()):
             raise IntegrityError(
-                f"the weights {name} are not those that 4 bits hold: the SFT was not rounded in {layer.weight.dtype}; "
-                "remove the sft stage's artifact and run again"
+                f"the weights {name} are not those that 4 bits hold: the model was not rounded in "
+                f"{layer.weight.dtype}; remove the sft stage's artifact and run again"
             )
         parent, _, child = name.rpartition(".")
         setattr(model.base_model.get_submodule(parent), child, packed)
@@ -112,6 +116,11 @@ def pack(model: Any, device: str, *, exact: bool = True) -> Any:
         if _state_of(parameter) is None:  # out of the file's pages, which it would keep in memory whole
             parameter.data = parameter.data.clone()
     return model.to(device)
+
+
+def _check_finite(weight: Tensor, name: str) -> None:
+    if not bool(weight.isfinite().all()):
+        raise DivergenceError(f"the weights {name} are not finite: no model to start from")
 
 
 def _packed_layer(layer: nn.Linear, device: str) -> nn.Linear:

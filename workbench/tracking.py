@@ -24,6 +24,7 @@ from workbench.tracking_spool import chosen_uri
 from workbench.tracking_system import SystemMeter
 
 EVERY_S = 5.0  # between looks at a running stage's metrics
+METRICS_AT_ONCE = 800  # in one operation; MLflow takes 1000 in a call, parameters and tags included
 MACHINE_AT_ONCE = 500  # readings of the machine that wait at most for a stage's next metrics
 
 
@@ -131,8 +132,17 @@ class Tracker(Shown):
         self._read_at[instance] = now
         points = self._new_points(instance, metrics_path)
         if points:
-            points += self._machine.pop(instance, [])
-            self._send({"op": "batch", "ref": self._open[instance], "metrics": points})
+            self._send_points(instance, points)
+
+    def _send_points(self, instance: str, points: Sequence[names.Point], **told: Mapping[str, str]) -> None:
+        """A stage's metrics, with what the machine did meanwhile; the first operation carries what else is told.
+
+        Each operation is one call, because each has its own deadline.
+        """
+        points = [*points, *self._machine.pop(instance, [])]
+        for some in names.in_batches(points, METRICS_AT_ONCE) if points else [()]:
+            self._send({"op": "batch", "ref": self._open[instance], "metrics": list(some), **told})
+            told = {}
 
     def _new_points(self, instance: str, metrics_path: Path) -> list[names.Point]:
         """What a stage has written since it was read last."""
@@ -161,9 +171,7 @@ class Tracker(Shown):
         self.system(now=True)
         points = self._new_points(instance, metrics_path) if metrics_path is not None else []
         points += [(key, value, end_ms, 0) for key, value in names.cost_metrics(entry).items()]
-        points += self._machine.pop(instance, [])
-        told = {"params": names.record_params(entry), "tags": names.record_tags(entry), "metrics": points}
-        self._send({"op": "batch", "ref": ref} | told)
+        self._send_points(instance, points, params=names.record_params(entry), tags=names.record_tags(entry))
         inputs = names.dataset_inputs(entry, datasets)
         if inputs:
             self._send({"op": "inputs", "ref": ref, "datasets": inputs})
@@ -228,7 +236,7 @@ class Tracker(Shown):
         """
         for instance in list(self._open):
             self._end(instance, "KILLED", now_ms())
-        self.leave_beside(status)
+        self.leave_beside("FAILED" if status == "FINISHED" else status)
         if results is not None:
             unix_ms, match = unix_ms or now_ms(), results.get("match") or {}
             points = [(key, value, unix_ms, 0) for key, value in names.headline_metrics(results).items()]

@@ -142,22 +142,27 @@ class Server:
             "params": [Param(key, value) for key, value in operation.get("params", {}).items()],
             "tags": [RunTag(key, value) for key, value in operation.get("tags", {}).items()],
         }
+        refusals: list[Exception] = []
         while any(left.values()):
-            self._log(run_id, {kind: left[kind][:most] for kind, most in AT_ONCE.items()})
+            refusals += self._log(run_id, {kind: left[kind][:most] for kind, most in AT_ONCE.items() if left[kind]})
             left = {kind: left[kind][most:] for kind, most in AT_ONCE.items()}
+        if refusals:
+            raise refusals[0]
 
-    def _log(self, run_id: str, some: Mapping[str, list[Any]]) -> None:
-        """One call for all kinds: a call costs more than what it carries. What is refused costs its own kind alone."""
+    def _log(self, run_id: str, some: Mapping[str, list[Any]]) -> list[Exception]:
+        """One call for all kinds: a call costs more than what it carries. What is refused (a parameter that has another
+        value, say) costs its own kind alone; returns the refusals."""
         from mlflow.exceptions import MlflowException
 
         try:
             self._client.log_batch(run_id, **some)
         except MlflowException as error:
-            kinds = [kind for kind in some if some[kind]]
-            if len(kinds) < 2 or error.error_code != "INVALID_PARAMETER_VALUE":
+            if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
-            for kind in sorted(kinds, key=lambda kind: kind == "params"):  # a parameter cannot change: the usual reason
-                self._client.log_batch(run_id, **{kind: some[kind]})
+            if len(some) == 1:
+                return [error]
+            return [one for kind, listed in some.items() for one in self._log(run_id, {kind: listed})]
+        return []
 
     def _do_inputs(self, operation: Operation) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag

@@ -14,7 +14,7 @@ from workbench.config_base import BASELINE
 from workbench.report.samples import read_samples
 from workbench.results import load_results
 from workbench.results_base import Count, E, Model
-from workbench.runs import read_config
+from workbench.runs import SAMPLES_FILE, read_config
 
 PAIRED = "paired by prompt"
 INDEPENDENT = "independent runs"
@@ -84,7 +84,7 @@ class Run:
 
     @cached_property
     def samples(self) -> list[dict[str, Any]]:
-        path = self.folder / "samples.jsonl.gz"
+        path = self.folder / SAMPLES_FILE
         return list(read_samples(path)) if path.is_file() else []
 
     @cached_property

@@ -293,15 +293,16 @@ def test_lora_trains_adapters_alone_and_publishes_plain_policies(world: World, t
 
 def test_under_lora_the_reward_is_that_of_the_merged_model(world: World, tmp_path: Path) -> None:
     """Neither the score nor the critic could have read another adapter than its own."""
-    from workbench.lora import CRITIC, REWARD, merged_copy
-    from workbench.lora_files import load_adapter
+    from workbench.lora import CRITIC, REWARD
+    from workbench.lora_files import load_adapter, save_merged
 
     one = trainer(world, tmp_path, {"critic": "separate", "lora": LORA})
     batch = one.roll_out().batch
     base = policy_of(world.model)
     head = load_adapter(base, REWARD, world.reward_model / "checkpoints" / "last" / "adapter")
     assert head is not None
-    trunk = merged_copy(base, REWARD).base_model
+    save_merged(base, world.tokenizer, tmp_path / "merged", REWARD)
+    trunk = policy_of(tmp_path / "merged").base_model
     hidden = trunk(input_ids=batch.input_ids).last_hidden_state.flatten(0, 1)[batch.last]
     assert torch.allclose(one.models.scores(batch), head(hidden).squeeze(-1) - 0.25, atol=1e-5)
     assert one.facts["critic_tensors"] == one.facts["reward_tensors"]

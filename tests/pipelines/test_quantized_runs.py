@@ -26,10 +26,11 @@ from tests.ml_helpers import (
     ppo_config,
     reward_config,
     sft_config,
+    tiny_model,
 )
 from tests.pipelines.process_stages import rloo_config
 from workbench import evaluation
-from workbench.models import Placement, load_policy, trunk_digest
+from workbench.models import Placement, load_policy, save_model, trunk_digest
 from workbench.policy_set import read_policy_set
 from workbench.quantized import pack
 
@@ -101,6 +102,17 @@ def test_a_stage_on_a_packed_base_resumes_exactly(case: str, world: World, tmp_p
     out = train(world, case, log := Log(tmp_path / "work", seed=3), reward=reward)
     assert read_policy_set(out).checkpoint().tensors == read_policy_set(expected).checkpoint().tensors
     assert log.lines() == whole.lines()
+
+
+def test_a_reward_model_s_own_base_is_rounded_and_says_so(world: World, tmp_path: Path) -> None:
+    save_model(other := tiny_model(world.tokenizer, seed=9, **SIZE), world.tokenizer, tmp_path / "base")
+    inputs = {"sft": world.sft, "pairs": world.pairs, "prompts": world.prompts, "base": tmp_path / "base"}
+    told = {"lora": LORA | {"quantize": "nf4"}, "template": "text", "max_length": 64}
+    reward_model.run(reward_config() | told, inputs, out := world.out("reward_model"), Log(tmp_path / "work"))
+    facts = read_policy_set(out).facts
+    assert facts["quantized"]["layers"] == 7
+    assert facts["sft_tensors"] != trunk_digest(other), "of what training started from"
+    assert facts["parametrization"] == STATED
 
 
 def test_a_given_model_is_rounded_and_left_as_it_was(tmp_path: Path) -> None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines.compare import prepare, run_comparison
+from pipelines import compare
+from pipelines.compare import run_comparison
 from pipelines.tracked import Tracking
 from tests.bench import copy_home, forget
 from workbench.config import load_config
-from workbench.store import Store
 from workbench.tracking_mlflow import default_uri
 
 
@@ -73,20 +72,26 @@ def test_the_texts_are_told_while_the_figures_are_measured(
     assert cached.exit_code == 0
 
 
-@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")])
+@pytest.mark.parametrize(
+    ("error", "status"), [(KeyboardInterrupt(), "KILLED"), (SystemExit(143), "KILLED"), (ValueError("no"), "FAILED")]
+)
 def test_what_a_signal_ends_is_killed_and_nothing_goes_on_running(
-    error: type[BaseException], status: str, tmp_path: Path
+    error: BaseException, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    comparison, home = load_config(Path("smoke")), tmp_path / "home"
-    tracking = Tracking(comparison, home, prepare(comparison, Store.open(home)), {}, None)
-    parent = tracking.describe()["run_id"]
-    tracking.tracker.begin_beside("ppo", {"kind": "arm"})
+    home, opened = tmp_path / "home", []
+    execute = compare.execute
 
-    def end() -> None:
-        with ExitStack() as stack:
-            stack.push(tracking.abandon)
-            raise error
+    def ended(*stages: Any, **options: Any) -> Any:
+        if "record_fields" not in options:  # the light stages at the head
+            return execute(*stages, **options)
+        tracking = options["record_fields"].__self__
+        tracking.tracker.begin_beside("ppo", {"kind": "arm"})
+        opened.append(tracking.describe()["run_id"])
+        raise error
 
-    with pytest.raises(error):
-        end()
-    assert {run.info.run_name: run.info.status for run in runs_of(home, parent)} == {"smoke": status, "ppo": status}
+    monkeypatch.setattr(compare, "execute", ended)
+    monkeypatch.setattr(compare, "warm_up", lambda *_: None)
+    with pytest.raises(type(error)):
+        compare.run_comparison(load_config(Path("smoke")), home=home)
+    found = {run.info.run_name: run.info.status for run in runs_of(home, opened[0])}
+    assert found == {"smoke": status, "ppo": status}

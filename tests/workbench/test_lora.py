@@ -24,7 +24,6 @@ from workbench.lora import (
     base_digest,
     copy_adapter,
     float32_head,
-    merged_copy,
     operations_per_token,
     parametrization,
     set_active,
@@ -205,21 +204,6 @@ def test_off_is_the_base_and_on_again_is_the_adapter(folder: Path) -> None:
     untouched = load_policy(folder, CPU)
     with adapters_off(untouched):
         assert torch.equal(logits(untouched), plain)
-
-
-def test_merged_is_the_same_function_and_a_plain_model(folder: Path) -> None:
-    model = with_adapters(folder, "policy", "reward")
-    set_active(model, "reward")
-    for name in ("policy", "reward"):
-        merged = merged_copy(model, name)
-        with using(model, name):
-            assert torch.allclose(logits(merged), logits(model), atol=1e-4)
-        assert not torch.allclose(logits(merged), logits(load_policy(folder, CPU)), atol=1e-2)
-        assert type(merged) is type(model)
-        assert set(merged.state_dict()) == set(load_policy(folder, CPU).state_dict())
-        assert adapters(merged) == {}
-    assert adapters(model).keys() == {"policy", "reward"}
-    assert base_digest(model) == trunk_digest(load_policy(folder, CPU))
 
 
 # ------------------------------------------------------------------------------------------- gradients

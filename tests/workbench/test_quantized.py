@@ -15,7 +15,7 @@ from pipelines.sources import resolve_origin
 from tests.ml_helpers import CPU, PAD, World, build_world, tiny_model
 from workbench import quantized
 from workbench.config import load_config
-from workbench.errors import ConfigError, IntegrityError, ResourceError
+from workbench.errors import ConfigError, DivergenceError, IntegrityError, ResourceError
 from workbench.lora import Lora, adapter_parameters, base_digest, operations_per_token, parametrization
 from workbench.lora_files import load_adapter, load_trainee, save_adapter, save_merged
 from workbench.models import Placement, load_policy, parameter_count, save_model, trunk_digest
@@ -83,16 +83,21 @@ def test_packed_weights_are_the_snapped_ones(place: Placement, world: World, hal
     assert unpacked_state(packed).keys() == plain.state_dict().keys()
     assert parameter_count(packed) == parameter_count(plain)
     assert torch.equal(logits(packed), logits(plain))
-    packed.train(True)
-    assert torch.equal(logits(packed), logits(plain)), "training and sampling are one function"
+    embedded = packed.get_input_embeddings()(IDS).requires_grad_()
+    with torch.enable_grad():
+        trained = packed.train(True)(inputs_embeds=embedded, use_cache=False).logits
+    assert trained.requires_grad
+    assert torch.equal(trained.detach(), logits(packed.eval())), "training and sampling are one function"
     assert trunk_digest(packed) == trunk_digest(plain), "nothing was repacked on the way"
 
 
 def test_weights_that_were_not_snapped_are_refused(world: World) -> None:
     with pytest.raises(IntegrityError, match=r"q_proj are not those that 4 bits hold"):
         pack(tiny_model(world.tokenizer, **SIZE), "cpu")
-    packed = pack(tiny_model(world.tokenizer, **SIZE), "cpu", exact=False)
-    assert trunk_digest(packed) != trunk_digest(tiny_model(world.tokenizer, **SIZE))
+    broken = tiny_model(world.tokenizer, **SIZE)
+    broken.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(DivergenceError, match=r"layers\.1\.mlp\.up_proj are not finite"):
+        snap(broken, torch.float32)
 
 
 def test_layers_whose_rows_hold_no_whole_blocks_stay(world: World) -> None:

@@ -273,9 +273,37 @@ def test_a_stage_ends_with_one_call_for_all_that_it_has(
     tracker.stage_finished(record(instance="ppo"), metrics)
     assert calls[0]["metrics"] == 800, "as many as MLflow takes beside the rest"
     assert all(calls[0][kind] for kind in ("params", "tags"))
+    assert len(calls) == 2
     assert sum(call["metrics"] for call in calls) > 1200
-    assert len(calls) <= 4
     tracker.finish(None)
+
+
+def test_a_long_curve_is_sent_in_parts_that_have_deadlines_of_their_own(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+    tracker = Tracker.open(None, home, "t", {})
+    tracker.stage_started("ppo", "ppo", {})
+    monkeypatch.setattr(Tracker, "_send", lambda _, operation: sent.append(len(operation.get("metrics", ()))))
+    metrics = tmp_path / "metrics.jsonl"
+    write_metrics(metrics, range(2000))
+    tracker.stage_metrics("ppo", metrics)
+    assert sent == [800] * 5
+
+
+def test_what_is_refused_of_an_operation_costs_its_own_kind_alone(home: Path) -> None:
+    said: list[str] = []
+    tracker = Tracker.open(None, home, "t", {"a": 1}, warn=said.append)
+    points = [("score", float(step), 1_700_000_000_000, step) for step in range(2000)]
+    told = {"params": {"a": "2"}, "tags": {"mine": "yes"}, "metrics": points}
+    tracker._send({"op": "batch", "ref": tracker.ref} | told)
+    tracker.finish(None)
+    store, run = client(default_uri(home)), tracker.run_id
+    assert len(store.get_metric_history(run, "score")) == 2000
+    assert store.get_run(run).data.tags["mine"] == "yes"
+    assert store.get_run(run).data.params["a"] == "1"
+    assert len(said) == 1
+    assert "refused" in said[0]
 
 
 def closed_port() -> int:
