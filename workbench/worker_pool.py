@@ -22,6 +22,7 @@ from workbench.worker import Job
 # operation: thread pools and a CUDA context do not survive a fork.
 TRAINING_PRELOAD = (
     "torch",
+    "workbench.quantized",  # silences bitsandbytes before peft imports it
     "transformers",
     "datasets",
     "trl.trainer.sft_trainer",
