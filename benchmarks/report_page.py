@@ -42,6 +42,17 @@ TIMES = """(() => {
   return drawn ? {load: done.loadEventEnd, paint: paint.startTime} : null;
 })()"""
 PAINTED = "new Promise(done => requestAnimationFrame(() => setTimeout(() => requestAnimationFrame(done), 500)))"
+# Leaves decision, frontier and samples, the first two down to their first heading or fold: what a picture has room for.
+SHORTENED = """(() => {
+  for (const one of document.querySelectorAll("main > section")) {
+    one.hidden = !["decision", "frontier", "samples"].includes(one.id);
+    let rest = false;
+    for (const part of one.children) {
+      rest ||= one.id !== "samples" && (part.matches("h3, details") || part.querySelector("h3") !== null);
+      if (rest) part.hidden = true;
+    }
+  }
+})()"""
 
 
 def multiplied(rows: list[dict[str, Any]], prompts: int) -> list[dict[str, Any]]:
@@ -166,11 +177,11 @@ class Browser:
                     ]
         return found
 
-    def picture(self, address: str, file: Path, *, at: str = "", height: int = 1000, **look: Any) -> None:
-        """A PNG of the page, from the top or from the first element that the selector `at` finds; `look`: see `tab`."""
+    def picture(self, address: str, file: Path, *, before: str = "", height: int = 1000, **look: Any) -> None:
+        """A PNG of the page's top, after the script `before`; `look`: see `tab`."""
         with self.tab(address, height=height, **look) as tab:
-            if at:
-                self.evaluate(tab.session, f"document.querySelector({json.dumps(at)}).scrollIntoView()")
+            if before:
+                self.evaluate(tab.session, before)
                 self.evaluate(tab.session, PAINTED)
             data = self.call("Page.captureScreenshot", tab.session, format="png")["data"]
             file.write_bytes(base64.b64decode(data))
@@ -185,7 +196,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--browser", default="chromium")
     parser.add_argument("--axe", type=Path, help="axe.min.js of axe-core")
-    parser.add_argument("--picture", type=Path, help="PNG of the page as it is, with the run's own prompts")
+    parser.add_argument("--picture", type=Path, help="PNG of three sections of the page, with the run's own prompts")
     options = parser.parse_args()
     path = find_run(options.home.absolute(), options.run)
     results = load_results(path).model_dump(mode="json", by_alias=True)
@@ -202,7 +213,8 @@ def main() -> int:
             opened = [browser.open(page.as_uri()) for _ in range(options.repeats)]
             seen = browser.faults(page.as_uri(), options.axe.read_text()) if options.axe else None
             if options.picture:
-                browser.picture((path.parent / "report.html").as_uri(), options.picture)
+                whole = (path.parent / "report.html").as_uri()
+                browser.picture(whole, options.picture, before=SHORTENED, width=1180, height=1740)
         figures = {
             "prompts": options.prompts,
             "samples": len(rows),
