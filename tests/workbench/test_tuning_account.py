@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.compare import warnings
+from pipelines.caveats import warnings
 from pipelines.sources import resolve_origin
 from pipelines.tune import study_name, with_tuning
 from pipelines.tune_graph import trial_comparison, trial_graph
