@@ -15,6 +15,7 @@ from workbench import tracking_names as names
 from workbench.tracking_spool import is_remote
 
 MAX_DESCRIPTION = 4900  # characters; MLflow's column holds 5000
+METRICS_AT_ONCE = 100  # of a model: more in a call MLflow 3.17 refuses when they come a second time
 CARD = "README.md"
 
 
@@ -33,7 +34,7 @@ def register(client: Any, uri: str, experiment_id: str, run_id: str, one: Mappin
     # Not as the run's output: MLflow lists no run with one among its evaluation runs. The metrics link the two.
     model_id = _logged_model(client, experiment_id, run_id, one)
     points = [Metric(key, value, one["unix_ms"], 0, model_id=model_id) for key, value in one["metrics"].items()]
-    for some in names.in_batches(points, 1000):
+    for some in names.in_batches(points, METRICS_AT_ONCE):
         client.log_batch(run_id, metrics=some)
     version = _version(client, uri, run_id, model_id, one)
     client.set_registered_model_alias(one["registry"], one["alias"], version)
@@ -77,13 +78,14 @@ def _version(client: Any, uri: str, run_id: str, model_id: str, one: Mapping[str
     condition = f"name = '{name}' and tags.`workbench.key` = '{one['key']}'"
     found = client.search_model_versions(condition, max_results=100)
     # MLflow cannot change a source: the version of a folder that was removed since stays, and a new one is made.
-    version = next((str(known.version) for known in found if is_remote(uri) or known.source == source), None)
+    known = next((version for version in found if is_remote(uri) or version.source == source), None)
     tags = {**one["tags"], "workbench.key": one["key"]}
-    if version is not None:
-        client.update_model_version(name, version, card)
+    if known is not None:
+        client.update_model_version(name, known.version, card)
         for key, value in tags.items():
-            client.set_model_version_tag(name, version, key, value)
-        return version
+            if known.tags.get(key) != value:
+                client.set_model_version_tag(name, known.version, key, value)
+        return str(known.version)
     made = client.create_model_version(
         name, source, run_id, tags, description=card, await_creation_for=0, model_id=model_id
     )

@@ -158,11 +158,15 @@ def test_a_dead_server_s_spool_brings_them_later_and_only_once(home: Path, tmp_p
 
 
 def test_a_model_that_is_there_gets_a_new_card_and_no_second_version(home: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    many = {f"figure_{number}": 0.5 for number in range(150)}  # MLflow takes 100 a second time
+
     def register(folder: Path, card: str) -> None:
-        tracker = Tracker.open(None, home, "t", {})
+        tracker = Tracker.open(None, home, "t", {}, warn=said.append)
         run = tracker.begin_beside("dpo-0.1", {"kind": "arm"})
         tracker.end_beside(run)
-        tracker.model(run, model(folder, card))
+        for _ in range(2):
+            tracker.model(run, model(folder, card) | {"tags": {"role": "policy", "said": card}, "metrics": many})
         tracker.finish(None)
 
     register(tmp_path, "# first token=secret")
@@ -172,6 +176,7 @@ def test_a_model_that_is_there_gets_a_new_card_and_no_second_version(home: Path,
     register(tmp_path, "# second")
     (version,) = client(home).search_model_versions("name = 't'")
     assert version.description == "# second"
+    assert {name: version.tags[name] for name in ("role", "said")} == {"role": "policy", "said": "# second"}
     (logged,) = client(home).search_logged_models([place])
     assert logged.status == "READY"
     folder = logged.artifact_location.removeprefix("file://")
@@ -180,6 +185,7 @@ def test_a_model_that_is_there_gets_a_new_card_and_no_second_version(home: Path,
     latest = client(home).get_model_version_by_alias("t", "best-dpo-0_1")
     assert (latest.source, latest.description) == ((tmp_path / "anew").as_uri(), "# third token=***")
     assert len(client(home).search_logged_models([place])) == 1
+    assert said == []
 
 
 @pytest.mark.parametrize("old", [True, False])
