@@ -27,7 +27,8 @@ from benchmarks.fill_performance import fill
 from benchmarks.slopes import of_repeats
 
 GOAL = 0.03
-CALLS = ("__init__", "hear", "record_fields", "describe", "finish", "abandon")  # all that pipelines.compare calls
+# All that pipelines.compare calls.
+CALLS = ("__init__", "hear", "send_some", "again", "record_fields", "describe", "finish", "abandon")
 PACKAGES = ("mlflow", "torch", "transformers", "trl")
 
 

@@ -22,6 +22,7 @@ from workbench.errors import DivergenceError, IntegrityError, JudgingError
 from workbench.executors import run as execute
 from workbench.executors import warm_up
 from workbench.fsio import disk_errors
+from workbench.manifest import Artifact
 from workbench.outcome import Event, Outcome
 from workbench.redact import redact
 from workbench.results import ArmCost, Results, StageRow
@@ -100,6 +101,7 @@ def run_comparison(
                 wait_s=wait_s,
                 on_event=on_event,
                 record_fields=tracking.record_fields,
+                between=tracking.send_some,
             )
 
         labels = LabelWatch(comparison.data.min_alpha, warn)
@@ -107,10 +109,12 @@ def run_comparison(
         outcome = attempt(listen)
         unfinished = unfinished_judges(graph, outcome)
         if unfinished:  # what the other judges say is worth having; the verdicts so far are kept for the next run
-            first = outcome
-            graph = tracking.graph = without_judges(graph, unfinished)
-            outcome = attempt(all_but(first.artifacts, listen) or listen)
-            for instance in first.artifacts.keys() & outcome.artifacts.keys():
+            first, before = outcome, graph
+            graph = without_judges(graph, unfinished)
+            kept = still_good(first.artifacts, before, graph)
+            tracking.again(graph, kept)
+            outcome = attempt(all_but(kept, listen) or listen)
+            for instance in kept:
                 outcome.cached[instance], outcome.why[instance] = first.cached[instance], first.why[instance]
         outcome.raise_if_failed()
         if outcome.skipped:
@@ -159,6 +163,11 @@ def read_sources_first(graph: Graph, store: Store, wait_s: float, on_event: OnEv
     outcome = execute(head, store, wait_s=wait_s, on_event=on_event, preload=())
     outcome.raise_if_failed()
     return {instance: outcome.why[instance] for instance, cached in outcome.cached.items() if not cached}
+
+
+def still_good(artifacts: Mapping[str, Artifact], before: Graph, after: Graph) -> dict[str, Artifact]:
+    """Of the artifacts of a graph those of stages that another graph of the same comparison has unchanged."""
+    return {name: one for name, one in artifacts.items() if after.stages.get(name) == before.stages[name]}
 
 
 def all_but(built: Collection[str], listener: OnEvent | None) -> OnEvent | None:

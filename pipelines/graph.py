@@ -3,8 +3,8 @@
     prompts -> base model -> sft -> [rollouts -> labels] -> pairs -> packed pairs -> reference log-probabilities -> dpo
                                                                                   -> reward model -> ppo, rloo, grpo
     sft -> candidates -> pool scores -> best-of-n
-    each policy -> select -> generations -> scores, judgments -> samples and measure
-    each trained policy -> trajectory -> measure
+    each policy -> select -> generations -> scores, judgments -> measure;   each trained policy -> trajectory -> measure
+    generations, scores, judgments against the SFT -> samples
 
 Each stage is named by import string and gets JSON, so that any executor can run it. Nothing here computes: this module
 imports no torch, and a plan on a cached store costs milliseconds.
@@ -33,13 +33,13 @@ from pipelines.graph_labels import labeled_pairs, learning_order, ppo_reward, te
 from pipelines.graph_rewards import checkpoint_rewards, held_out_margins, temperature_shift
 from pipelines.sources import Origin
 from workbench.config import DPO, GRPO, PPO, RLOO, BestOfN, Comparison, RewardModel
+from workbench.config_base import BASELINE
 from workbench.config_labels import GIVEN
 from workbench.stages import External
 
 __all__ = ["Graph", "build_graph"]
+SAMPLED = ("generations", "scores")  # of an arm's roles, what the table of samples reads
 PARAMETRIZATION = ("trust_remote_code", "lora", "gradient_checkpointing")  # what a dpo stage needs of `training`
-# What the table of samples needs of the measure stage's config.
-SAMPLES_NEED = ("arms", "runs", "reward_models", "proxy", "implicit", "judges", "judge_kinds", "gold")
 
 
 def build_graph(comparison: Comparison, origin: Origin) -> Graph:
@@ -54,6 +54,7 @@ def build_graph(comparison: Comparison, origin: Origin) -> Graph:
     for run in comparison.seeds.runs:
         shared = dict(base)
         _evaluate(graph, shared, train(graph, shared, run), run)
+    _samples(graph, base)
     _measure(graph, base)
     return graph
 
@@ -229,8 +230,34 @@ def subset(pairs: int | None, run: int) -> dict[str, int]:
     return {} if pairs is None else {"pairs": pairs, "pairs_seed": pairs_seed(run)}
 
 
+def _samples(graph: Graph, base: Mapping[str, str]) -> None:
+    """Every evaluation sample as a table: beside `measure`, because neither needs the other."""
+    comparison = graph.comparison
+    inputs: dict[str, str | External] = {"prompts": base["prompts"]}
+    for (label, run), roles in graph.arms.items():
+        inputs |= {
+            f"{label}/{run}/{role}": instance
+            for role, instance in roles.items()
+            if role in SAMPLED or (role.startswith("judged/") and role.endswith(f"/{BASELINE}"))
+        }
+    config = {
+        "arms": {label: arm.kind for label, arm in comparison.arms.items()}, "runs": comparison.seeds.runs,
+        "proxy": comparison.proxy, "implicit": implicit_arm(comparison), "judges": comparison.evaluation.judges,
+        "judge_kinds": _judge_kinds(comparison),
+    }  # fmt: skip
+    graph.add(
+        "samples", (), "workbench.measure_samples:run", config, inputs, packages=MEASURE_PACKAGES, accelerated=False
+    )
+
+
+def _judge_kinds(comparison: Comparison) -> dict[str, str]:
+    """Kinds of the judges that are no scorers."""
+    names = comparison.evaluation.judges
+    return {name: comparison.judges[name].kind for name in names if name in comparison.judges}
+
+
 def _measure(graph: Graph, base: Mapping[str, str]) -> None:
-    """Everything in; the table of samples, the numbers and the facts for the certificate out."""
+    """Everything in, numbers and certificate out."""
     inputs: dict[str, str | External] = {name: base[name] for name in ("prompts", "pairs", "raw_pairs", "sft")}
     for (label, run), roles in graph.arms.items():
         inputs |= {f"{label}/{run}/{role}": instance for role, instance in roles.items()}
@@ -246,11 +273,7 @@ def _measure(graph: Graph, base: Mapping[str, str]) -> None:
         "arms": semantic["arms"], "runs": comparison.seeds.runs, "reward_models": sorted(comparison.reward_models),
         "proxy": comparison.proxy, "implicit": implicit_arm(comparison), "judges": comparison.evaluation.judges,
         "gold": comparison.gold is not None,
-        "judge_kinds": {
-            name: comparison.judges[name].kind
-            for name in comparison.evaluation.judges
-            if name in comparison.judges
-        },
+        "judge_kinds": _judge_kinds(comparison),
         "annotators": [one.model_dump() for one in source.annotators] if source else None,
         "labels_per_pair": comparison.data.labels_per_pair,
         "reward_pairs": {
@@ -265,11 +288,6 @@ def _measure(graph: Graph, base: Mapping[str, str]) -> None:
             if any(one.pairs is not None for one in learners.values())
         },
     }  # fmt: skip
-    # Side by side with the figures: what people read of the samples is on its way to MLflow while these are measured.
-    graph.add(
-        "samples", (), "workbench.measure_samples:run", {name: config[name] for name in SAMPLES_NEED}, inputs,
-        packages=("numpy",), accelerated=False,
-    )  # fmt: skip
     graph.add(
         "measure", (), "workbench.measure:run", config, inputs,
         seed=derive(comparison.seeds.eval, "measure"), packages=MEASURE_PACKAGES, accelerated=False,

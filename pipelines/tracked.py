@@ -23,6 +23,8 @@ from workbench.tracking_samples import Told
 class Tracking:
     """The executor's events, told to MLflow: a nested run per stage that runs, a link per stage that is reused.
 
+    What an event brings waits for `send_some` or `finish`, because a stage that may start shall not.
+
     Args:
         built: Stages of this comparison that were built before tracking opened; they get their run from the record.
         tuned: The arms' settings come from a tuning.
@@ -41,11 +43,11 @@ class Tracking:
         from workbench.tracking import Tracker
 
         self.graph, self.built, self.finished = graph, built, False
-        self.run_ids: dict[str, str | None] = {}
-        self.runs: dict[str, str] = {}  # arm -> ref of its run
-        self.measuring = self.told = False
         self.artifacts: dict[str, Artifact] = {}
+        self.running: set[str] = set()
         self.shared = provenance(comparison, graph, tuned=tuned)
+        self.runs: dict[str | None, str] = {}  # label -> reference of its run; None: the comparison's
+        self.texts = self._texts()
         if not comparison.tracking.enabled:
             self.tracker = Tracker.disabled(comparison.name)
             return
@@ -57,15 +59,21 @@ class Tracking:
             self.shared | {"kind": "comparison", "seeds": ",".join(map(str, comparison.seeds.runs))},
             warn=warn or (lambda line: print(line, file=sys.stderr)),
         )
+        self.runs[None] = self.tracker.ref
+        self.tracker.put_off()
+
+    def again(self, graph: Graph, kept: Mapping[str, Artifact]) -> None:
+        """The comparison goes on with another graph, of whose artifacts those are there that were kept."""
+        self.graph, self.artifacts = graph, dict(kept)
 
     def hear(self, event: Event) -> None:
         """Takes one event of the executor."""
         stage = self.graph.stages[event.instance]
         if event.kind == "started":
+            self.running.add(event.instance)
             tags = self.shared | stage_tags(event.instance, self.graph.comparison)
-            self.run_ids[event.instance] = self.tracker.stage_started(event.instance, stage.name, stage.config, tags)
-            self.measuring |= event.instance == "measure" and self.graph.comparison.tracking.enabled
-        elif event.kind == "metrics" and event.path is not None:
+            self.tracker.stage_started(event.instance, stage.name, stage.config, tags)
+        elif event.kind in ("metrics", "progress") and event.path is not None:
             self.tracker.stage_metrics(event.instance, event.path)
         elif event.kind == "finished" and event.artifact is not None:
             self.artifacts[event.instance] = event.artifact
@@ -76,30 +84,43 @@ class Tracking:
         elif event.kind in ("failed", "interrupted"):
             status = "FAILED" if event.kind == "failed" else "KILLED"
             self.tracker.stage_failed(event.instance, event.message or event.kind, event.path, status=status)
+        if event.kind in ("finished", "failed", "interrupted"):
+            self.running.discard(event.instance)
         self.tracker.system()
-        if self.measuring and "samples" in self.artifacts:  # nothing waits for the driver any more but the measures
+
+    def send_some(self) -> bool:
+        """Sends a little of what waits, while workers compute; returns whether more waits.
+
+        The arms' texts are sent while `measure` runs: it is the last stage, no worker waits for the driver any more.
+        """
+        if self.tracker.send_one():
+            return True
+        if "measure" in self.running and "samples" in self.artifacts and self.graph.comparison.tracking.enabled:
             with self._guarded():
-                self._texts()
+                return next(self.texts, False)
+        return False
 
     def record_fields(self, stage: Stage) -> dict[str, Any]:
         """The run that makes an artifact, for its record."""
-        return {"mlflow_run_id": self.run_ids.get(stage.instance)}
+        return {"mlflow_run_id": self.tracker.stage_run(stage.instance)}
 
     def describe(self) -> dict[str, Any]:
         """The `mlflow` block of results.json."""
         return self.tracker.describe()
 
     def finish(self, results: Results, figures: Sequence[Path], files: Sequence[Path]) -> None:
-        """Completes every arm's run, and ends the parent with headline metrics, certificate, figures and files."""
+        """Gives every arm its numbers, and ends the parent with headline metrics, certificate, figures and files."""
         if not self.graph.comparison.tracking.enabled:
             return
         from workbench import tracking_arms as arms
         from workbench.report.mlflow_pages import comparison_page
-        from workbench.tracking_shown import now_ms
+        from workbench.tracking_line import now_ms
 
         plain, unix_ms = results.model_dump(mode="json", by_alias=True), now_ms()
+        self.tracker.send_all()
         with self._guarded():
-            self._texts()
+            for _ in self.texts:  # what was not sent while `measure` ran: all of it where that was not computed
+                pass
         with self._guarded():
             self._numbers(plain, unix_ms)
         page = ""
@@ -112,49 +133,56 @@ class Tracking:
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
-        """The results are written: what MLflow shows of them must not fail the comparison."""
+        """What MLflow shows of a comparison must not fail it."""
         try:
             yield
         except Exception as error:
             self.tracker.problem(error)
 
-    def _texts(self) -> None:
-        """A run per arm with its responses, and the sets of suspicious ones: all that hangs on the samples alone."""
-        if self.told:
-            return
-        self.told = True
+    def _texts(self) -> Iterator[bool]:
+        """A run per arm with its responses, and the sets of suspicious ones; in pieces, with True after each."""
         from workbench import tracking_samples as texts
         from workbench.report.samples import first_seed
 
         told = texts.tell(first_seed(self.artifacts["samples"].path / SAMPLES_FILE))
+        yield True
         for label in (BASELINE, *self.graph.comparison.arms):
-            self.runs[label] = self.tracker.begin_beside(
-                label,
-                self.shared | {"kind": "arm", "arm": label},
-                params=self._settings(label),
-                datasets=self._datasets("packed_prompts", "evaluation"),
-                tables={"responses.json": texts.arm_table(told, label)},
-            )
-            traces = texts.traces(told, label, self.tracker.ref, self._traced)
-            self.tracker.traces(self.runs[label], list(traces))
+            run = self._run(label, {"responses.json": texts.arm_table(told, label)})
+            self.tracker.traces(run, list(texts.traces(told, label, self.tracker.ref, self._traced)))
+            yield True
         for name in texts.SETS:
             self._set(name, told)
+            yield True
+
+    def _run(self, label: str, tables: Mapping[str, Mapping[str, Any]] | None = None) -> str:
+        """The run of an arm, which is opened where it is not there yet."""
+        if label not in self.runs:
+            arm = self.graph.comparison.arms.get(label)
+            self.runs[label] = self.tracker.beside(
+                label,
+                self.shared | {"kind": "arm", "arm": label},
+                params=arm.model_dump(mode="json") if arm is not None else None,
+                datasets=self._datasets("packed_prompts", "evaluation"),
+                tables=tables,
+            )
+        return self.runs[label]
 
     def _numbers(self, plain: Mapping[str, Any], unix_ms: int) -> None:
-        """What the results say of every arm, and the models."""
+        """What the results say of every arm, on its run; the view of all arms; the models."""
         from pipelines.tracked_models import models
         from workbench import tracking_arms as arms
         from workbench.report.mlflow_pages import arm_page
 
-        points = {label: arms.arm_points(plain, label, unix_ms) for label in self.runs}
+        points = {label: arms.arm_points(plain, label, unix_ms) for label in plain["arms"]}
         self.tracker.save_view(key for some in points.values() for key, *_ in some)
         back = ("the comparison", arms.run_page(self.tracker.ref))
-        for label, run in self.runs.items():
+        for label in plain["arms"]:
+            run = self._run(label)
             links = self._links([label, BASELINE] if label != BASELINE else [])
             note = arm_page(plain, label, [back, *links])
-            self.tracker.end_beside(run, points[label], tags=arms.arm_tags(plain, label), note=note)
+            self.tracker.end_beside(run, points[label], arms.arm_tags(plain, label), note=note)
         for one in models(self.graph, self.artifacts, plain, self.shared, unix_ms):
-            self.tracker.model(self.runs.get(one["arm"], self.tracker.ref), one)
+            self.tracker.model(self.runs[one["arm"]], one)
 
     def _links(self, pair: Sequence[str]) -> list[tuple[str, str]]:
         """Where to look: arms side by side, the texts of two of them, all texts."""
@@ -163,7 +191,7 @@ class Tracking:
 
         found = [("arms side by side", views.view_link(self.tracker.ref))]
         if self._traced and len(pair) == 2 and all(label in self.runs for label in pair):
-            two = arms.two_arms(self.runs[pair[0]], self.runs[pair[1]])
+            two = arms.two_arms(*(self.runs[label] for label in pair))
             found.append((f"responses of {pair[0]} and {pair[1]}", two))
         return [*found, ("all responses", arms.all_responses(self.tracker.ref))]
 
@@ -178,7 +206,7 @@ class Tracking:
         rows = texts.set_rows(told, name)
         if not rows:
             return
-        run = self.tracker.begin_beside(
+        run = self.tracker.beside(
             name.replace("_", " "),
             self.shared | {"kind": "set", "set": name},
             tables={f"{name}.json": texts.set_table(rows)},
@@ -189,19 +217,15 @@ class Tracking:
         self.tracker.link(run, ids)
         self.tracker.end_beside(run, note=texts.SETS[name][1])
 
-    def abandon(self, kind: type[BaseException] | None = None, *_: object) -> None:
-        """Ends the runs of a comparison that did not finish: as FAILED, or KILLED where a signal ended it.
+    def abandon(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Ends the runs of a comparison that did not finish; called as the `__exit__` of a context.
 
         Args:
-            kind: Of what it ended with, as a context manager's exit gets it.
+            kind: What ended it.
         """
         if not self.finished:
-            killed = kind is not None and not issubclass(kind, Exception)
-            self.tracker.finish(None, status="KILLED" if killed else "FAILED")
-
-    def _settings(self, label: str) -> dict[str, Any]:
-        arm = self.graph.comparison.arms.get(label)
-        return arm.model_dump(mode="json") if arm is not None else {}
+            interrupted = kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit)
+            self.tracker.finish(None, status="KILLED" if interrupted else "FAILED")
 
     def _datasets(self, stage: str, context: str) -> list[dict[str, str]]:
         """The output of the data stage of that name as lineage."""

@@ -155,7 +155,7 @@ def gain_over(runs: Sequence[ArmRun], baseline: Sequence[ArmRun], column: str) -
 
 
 class Artifacts:
-    """The measure stage's inputs by role: `prompts`, `pairs`, `raw_pairs`, `LABEL/RUN/ROLE`, `reward/NAME/RUN`."""
+    """Inputs of `measure` and `samples`: `prompts`, `pairs`, `raw_pairs`, `LABEL/RUN/ROLE`, `reward/NAME/RUN`."""
 
     def __init__(self, inputs: Mapping[str, Path]) -> None:
         self.inputs = inputs

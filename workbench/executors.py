@@ -45,6 +45,7 @@ def run(
     grace_s: float = GRACE_S,
     threads: int | None = None,
     record_fields: Callable[[Stage], Mapping[str, Any]] | None = None,
+    between: Callable[[], bool] | None = None,
 ) -> Outcome:
     """Brings every stage of a graph to an artifact; what is in the store already is not run.
 
@@ -57,6 +58,8 @@ def run(
         grace_s: Time for checkpoints after the first Ctrl-C or SIGTERM; a second one ends everything at once.
         threads: Sum of the threads of stages side by side; default `workers` times the largest stage's.
         record_fields: More StageRecord fields at commit time (`mlflow_run_id`).
+        between: A short piece of work that nobody waits for, done while workers compute, after what can start has
+            been started; returns whether there is more of it. What it raises is logged and goes no further.
 
     Returns:
         Artifacts, failures and skipped stages. A failed stage is here, not an exception.
@@ -68,7 +71,7 @@ def run(
     """
     ordered = check_graph(stages)
     budget = threads or workers * max((stage.resources.threads for stage in ordered), default=1)
-    one = _Run(ordered, store, workers, wait_s, on_event, keep_going, budget, record_fields)
+    one = _Run(ordered, store, workers, wait_s, on_event, keep_going, budget, record_fields, between)
     with store.building(wait_s), one.signals(grace_s):
         one.execute(preload)
     one.raise_if_interrupted()
@@ -102,6 +105,7 @@ class _Run:
         keep_going: bool,
         threads: int,
         record_fields: Callable[[Stage], Mapping[str, Any]] | None,
+        between: Callable[[], bool] | None,
     ) -> None:
         self.stages = stages
         self.store = store
@@ -111,6 +115,7 @@ class _Run:
         self.keep_going = keep_going
         self.threads = threads
         self.record_fields = record_fields
+        self.between = between
         self.outcome = Outcome()
         self.pending = {stage.instance: stage for stage in stages}
         self.builds: dict[str, Build] = {}
@@ -141,7 +146,7 @@ class _Run:
             while self.builds or (self.pending and not self.signalled):
                 if not self.signalled:
                     self._start_what_can()
-                self._hear()
+                self._hear(0.0 if self._between() else TICK_S)
                 self._mind_the_deadline()
         finally:
             self._abandon()
@@ -267,13 +272,23 @@ class _Run:
             self.inline = False
         self._conclude(build, result)
 
-    def _hear(self) -> None:
-        """Waits a tick for news of the workers and acts on it."""
+    def _between(self) -> bool:
+        """A piece of the work that nobody waits for; whether there is more of it."""
+        if self.between is None or self.signalled:
+            return False
+        try:
+            return self.between()
+        except Exception:
+            _log.warning("what is done between two looks at the workers failed; going on", exc_info=True)
+            return False
+
+    def _hear(self, wait_s: float) -> None:
+        """Waits for news of the workers and acts on it."""
         active = [(build, build.worker) for build in self.builds.values() if build.worker is not None]
         if active:
-            worker_pool.listen([one for _, one in active], TICK_S)
+            worker_pool.listen([one for _, one in active], wait_s)
         elif self.pending and not self.signalled:
-            time.sleep(TICK_S)
+            time.sleep(wait_s)
         for build, one in active:
             alive = one.alive()  # asked first: what a worker said before it died is still read
             for message in one.messages():
@@ -288,7 +303,8 @@ class _Run:
     def _news(self, build: Build, message: tuple[Any, ...]) -> None:
         kind, *rest = message
         if kind == "progress":
-            self._emit("progress", build.stage, key=build.key, done=rest[0], total=rest[1], note=rest[2])
+            told = {"done": rest[0], "total": rest[1], "note": rest[2], "path": build.metrics}
+            self._emit("progress", build.stage, key=build.key, **told)
         elif kind == "message":
             self._emit("message", build.stage, key=build.key, message=rest[0])
         elif kind == "metrics":

@@ -17,22 +17,23 @@ from typing import Any
 from workbench import tracking_crossed as crossed
 from workbench import tracking_names as names
 from workbench.redact import redact, redact_text
+from workbench.tracking_beside import Beside
 from workbench.tracking_delivery import Limits, SyncReport, reason_of, sync_spools
+from workbench.tracking_line import now_ms
 from workbench.tracking_mlflow import Server, default_uri
-from workbench.tracking_shown import Shown, now_ms
 from workbench.tracking_spool import chosen_uri
+from workbench.tracking_stage import OpenStage
 from workbench.tracking_system import SystemMeter
 
-EVERY_S = 5.0  # between looks at a running stage's metrics
-METRICS_AT_ONCE = 800  # in one operation; MLflow takes 1000 in a call, parameters and tags included
-MACHINE_AT_ONCE = 500  # readings of the machine that wait at most for a stage's next metrics
+WAITING_AT_MOST = 500  # points of metrics of a stage that writes none: the machine's
+METRICS_S = 5.0  # between two looks at what a running stage has written
 
 
 def _to_stderr(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
-class Tracker(Shown):
+class Tracker(Beside):
     """One comparison's tracking. Make it with `Tracker.open` or `Tracker.disabled`; no method raises.
 
     Attributes:
@@ -42,13 +43,9 @@ class Tracker(Shown):
 
     def __init__(self, uri: str | None, home: Path, experiment: str, warn: Callable[[str], None], limits: Limits):
         super().__init__(uri, home, experiment, warn, limits)
-        self._open: dict[str, str] = {}  # instance -> ref of its run, while it runs
-        self._tails: dict[str, names.MetricsTail] = {}
-        self._read_at: dict[str, float] = {}
+        self._open: dict[str, OpenStage] = {}  # by instance
         self._reused: list[dict[str, Any]] = []
         self._meter: SystemMeter | None = None
-        self._machine: dict[str, list[names.Point]] = {}  # instance -> readings that wait for the next metrics
-        self._readings: dict[str, int] = {}
 
     @classmethod
     def disabled(cls, experiment: str = "") -> Tracker:
@@ -101,17 +98,14 @@ class Tracker(Shown):
 
     def stage_started(
         self, instance: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str] | None = None
-    ) -> str | None:
-        """Opens a nested run for a stage that is computed now.
+    ) -> None:
+        """Opens a nested run for a stage that is computed now. Its parameters follow with its first metrics.
 
         Args:
             tags: More tags of the run, beside what it is and where it belongs.
-
-        Returns:
-            Its run id, for the stage's record; None where it is spooled.
         """
-        ref = self._open[instance] = uuid.uuid4().hex
-        self._tails[instance] = names.MetricsTail()
+        ref = uuid.uuid4().hex
+        self._open[instance] = OpenStage(ref, names.flatten(params))
         own = {
             "workbench.ref": ref,
             "workbench.comparison_ref": self.ref,
@@ -120,37 +114,33 @@ class Tracker(Shown):
             "kind": "stage",
         }
         self._send_run(ref, self.ref, instance, own | names.safe_tags(tags or {}))
-        if params:
-            self._send({"op": "batch", "ref": ref, "params": names.flatten(params)})
-        return self._server.runs.get(ref) if self._server else None
 
-    def stage_metrics(self, instance: str, metrics_path: Path, *, every_s: float = EVERY_S) -> None:
-        """Sends what the stage has written to its metrics.jsonl since the last call, at most every `every_s`."""
-        now = time.monotonic()
-        if instance not in self._open or now - self._read_at.get(instance, -1e9) < every_s:
-            return
-        self._read_at[instance] = now
-        points = self._new_points(instance, metrics_path)
-        if points:
-            self._send_points(instance, points)
+    def stage_run(self, instance: str) -> str | None:
+        """Run id of a stage that goes on, for its record; None where it is spooled."""
+        stage, server = self._open.get(instance), self._server
+        if stage is None or server is None:
+            return None
+        while stage.ref not in server.runs and self.send_one():
+            pass
+        return server.runs.get(stage.ref)
 
-    def _send_points(self, instance: str, points: Sequence[names.Point], **told: Mapping[str, str]) -> None:
-        """A stage's metrics, with what the machine did meanwhile; the first operation carries what else is told.
+    def stage_metrics(self, instance: str, metrics_path: Path, *, every_s: float = METRICS_S) -> None:
+        """Sends what waits of a stage and what it has written to its metrics.jsonl, at most every `every_s`."""
+        stage = self._open.get(instance)
+        if stage is not None and time.monotonic() - stage.sent_s >= every_s:
+            self._read(stage, metrics_path)
+            self._send_waiting(stage)
 
-        Each operation is one call, because each has its own deadline.
-        """
-        points = [*points, *self._machine.pop(instance, [])]
-        for some in names.in_batches(points, METRICS_AT_ONCE) if points else [()]:
-            self._send({"op": "batch", "ref": self._open[instance], "metrics": list(some), **told})
-            told = {}
-
-    def _new_points(self, instance: str, metrics_path: Path) -> list[names.Point]:
-        """What a stage has written since it was read last."""
+    def _read(self, stage: OpenStage, metrics_path: Path | None) -> None:
         try:
-            return self._tails[instance].read(metrics_path)
+            if metrics_path is not None:
+                stage.read(metrics_path)
         except OSError as error:
             self._fault("read", f"tracking: cannot read {metrics_path}: {reason_of(error)}")
-            return []
+
+    def _send_waiting(self, stage: OpenStage) -> None:
+        for operation in stage.take():
+            self._send(operation)
 
     def stage_finished(
         self, record: Any, metrics_path: Path | None = None, datasets: Iterable[Mapping[str, Any]] = ()
@@ -166,15 +156,16 @@ class Tracker(Shown):
         instance = str(entry["instance"])
         if instance not in self._open:
             self.stage_started(instance, str(entry["name"]), {})
-        ref = self._open[instance]
         end_ms = int(float(entry.get("finished_unix_s") or time.time()) * 1000)
+        stage = self._open[instance]
+        self._read(stage, metrics_path)
         self.system(now=True)
-        points = self._new_points(instance, metrics_path) if metrics_path is not None else []
-        points += [(key, value, end_ms, 0) for key, value in names.cost_metrics(entry).items()]
-        self._send_points(instance, points, params=names.record_params(entry), tags=names.record_tags(entry))
+        stage.metrics += [(key, value, end_ms, 0) for key, value in names.cost_metrics(entry).items()]
+        stage.params |= names.record_params(entry)
+        stage.tags |= names.record_tags(entry)
         inputs = names.dataset_inputs(entry, datasets)
         if inputs:
-            self._send({"op": "inputs", "ref": ref, "datasets": inputs})
+            self._send({"op": "inputs", "ref": stage.ref, "datasets": inputs})
         self._end(instance, "FINISHED", end_ms)
 
     def system(self, *, now: bool = False) -> None:
@@ -188,23 +179,20 @@ class Tracker(Shown):
             self._fault("system", f"tracking: no system metrics: {reason_of(error)}")
             return
         unix_ms = now_ms()
-        for instance in list(self._open) if values else ():
-            points = self._machine.setdefault(instance, [])
-            step = self._readings[instance] = self._readings.get(instance, -1) + 1
-            points += [(key, value, unix_ms, step) for key, value in values.items()]
-            if len(points) >= MACHINE_AT_ONCE:
-                self._send({"op": "batch", "ref": self._open[instance], "metrics": self._machine.pop(instance)})
+        for stage in self._open.values() if values else ():
+            stage.machine(values, unix_ms)
+            if len(stage.metrics) >= WAITING_AT_MOST:
+                self._send_waiting(stage)
 
     def stage_failed(
         self, instance: str, reason: str, metrics_path: Path | None = None, *, status: str = "FAILED"
     ) -> None:
         """Ends a stage's run as FAILED (or KILLED when it was interrupted); its curves are kept."""
-        if instance not in self._open:
+        stage = self._open.get(instance)
+        if stage is None:
             return
-        if metrics_path is not None:
-            self.stage_metrics(instance, metrics_path, every_s=0.0)
-        tags = {"workbench.error": names.clip_text(redact_text(reason), names.MAX_TAG_VALUE)}
-        self._send({"op": "batch", "ref": self._open[instance], "tags": tags})
+        self._read(stage, metrics_path)
+        stage.tags["workbench.error"] = names.clip_text(redact_text(reason), names.MAX_TAG_VALUE)
         self._end(instance, status, now_ms())
 
     def stage_reused(self, record: Any) -> None:
@@ -223,7 +211,7 @@ class Tracker(Shown):
         status: str = "FINISHED",
         unix_ms: int | None = None,
     ) -> None:
-        """Logs the headline metrics, the certificate and the files, and ends the parent run.
+        """Logs the headline metrics, the certificate and the files, and ends the parent run and all that are open.
 
         Args:
             results: results.json's content; None when the comparison failed (give `status`).
@@ -234,9 +222,11 @@ class Tracker(Shown):
             status: FINISHED, FAILED or KILLED.
             unix_ms: Time of the metrics, where others of the same numbers have it too; default: now.
         """
+        self.send_all()
         for instance in list(self._open):
             self._end(instance, "KILLED", now_ms())
-        self.leave_beside("FAILED" if status == "FINISHED" else status)
+        for ref in self._beside:  # their numbers never came
+            self._send_end(ref, "FAILED" if status == "FINISHED" else status)
         if results is not None:
             unix_ms, match = unix_ms or now_ms(), results.get("match") or {}
             points = [(key, value, unix_ms, 0) for key, value in names.headline_metrics(results).items()]
@@ -252,11 +242,13 @@ class Tracker(Shown):
             for path in paths:
                 self._send({"op": "file", "ref": self.ref, "path": str(Path(path).resolve()), "folder": folder})
         self._send({"op": "note", "ref": self.ref, "text": redact_text(note), "reused": self._reused})
-        self._send({"op": "end", "ref": self.ref, "status": status, "end_ms": now_ms()})
+        self._send_end(self.ref, status)
         self.close()
 
     def _end(self, instance: str, status: str, end_ms: int) -> None:
-        self._send({"op": "end", "ref": self._open.pop(instance), "status": status, "end_ms": end_ms})
+        stage = self._open.pop(instance)
+        self._send_waiting(stage)
+        self._send_end(stage.ref, status, end_ms)
 
     @staticmethod
     def sync(home: Path, uri: str | None = None, *, limits: Limits | None = None) -> SyncReport:

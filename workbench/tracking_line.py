@@ -6,7 +6,9 @@ comparison.
 
 from __future__ import annotations
 
+import time
 import uuid
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,11 @@ from workbench.tracking_delivery import ASIDE, Limits, Patience, deliver, reason
 from workbench.tracking_mlflow import Server, default_uri
 from workbench.tracking_mlflow_traces import TracesLost
 from workbench.tracking_spool import Operation, Spool, TrackingUnavailable, is_remote, probe
+
+
+def now_ms() -> int:
+    """Milliseconds since the epoch, as MLflow counts."""
+    return int(time.time() * 1000)
 
 
 class Line:
@@ -36,6 +43,8 @@ class Line:
         self._server: Server | None = None
         self._warn, self._warned = warn, set[str]()
         self._off = self._down = self._spooled = False
+        self._waiting: deque[Operation] = deque()
+        self._unhurried = False
 
     @property
     def run_id(self) -> str | None:
@@ -45,6 +54,26 @@ class Line:
     def problem(self, error: Exception) -> None:
         """Says once that something could not be told to MLflow."""
         self._fault("problem", f"tracking: {type(error).__name__}: {reason_of(error)}")
+
+    def put_off(self) -> None:
+        """From now on what is to be sent waits for `send_one`: whoever calls it has more urgent things to do."""
+        self._unhurried = True
+
+    def send_one(self) -> bool:
+        """Sends what has waited longest; False where nothing waits. Never raises."""
+        if not self._waiting:
+            return False
+        operation = self._waiting[0]
+        self._waiting[0] = operation | {"replay": True}  # sent again where a signal ends this in the middle
+        self._deliver(operation)
+        self._waiting.popleft()
+        return True
+
+    def send_all(self) -> None:
+        """Sends all that waits, and from now on everything at once."""
+        self._unhurried = False
+        while self.send_one():
+            pass
 
     def close(self) -> None:
         """Gives the server one more chance to take what was spooled, and lets go of the spool. Called by `finish`."""
@@ -66,9 +95,15 @@ class Line:
             sync_spools(self.home, default_uri(self.home), self._uri, Server, self._patience.limits)
 
     def _send(self, operation: Operation) -> None:
-        """Delivers an operation, or keeps it. Never raises."""
+        """Sends an operation when its turn has come. Never raises."""
         if self._off:
             return
+        self._waiting.append(operation)
+        if not self._unhurried:
+            self.send_all()
+
+    def _deliver(self, operation: Operation) -> None:
+        """Delivers an operation, or keeps it. Never raises."""
         if self._down or self._server is None:
             self._keep(operation)
             return

@@ -183,7 +183,8 @@ class Server:
         self._client.log_artifact(self._run_id(operation["ref"]), operation["path"], operation["folder"] or None)
 
     def _do_note(self, operation: Operation) -> None:
-        """The parent's description, with a link to the run that made each reused stage; reused.json has them all."""
+        """A run's description, with a link to the run that made each reused stage, which reused.json has all; and what
+        else it is told at its end."""
         lines, made = [operation["text"]], {}
         if operation["reused"]:
             lines += ["", "| reused stage | made by |", "|---|---|"]
@@ -195,11 +196,11 @@ class Server:
                 made[entry["instance"]] = maker.info.run_id
             lines.append(f"| {entry['instance']} | {link} |")
         text = self._linked("\n".join(lines).strip())
-        tags = {"mlflow.note.content": names.clip_text(text, names.MAX_TAG_VALUE)}
+        tags = operation.get("tags", {}) | {"mlflow.note.content": names.clip_text(text, names.MAX_TAG_VALUE)}
         if operation["reused"]:
             tags["reused"] = f"{len(operation['reused'])} stages"
             self._do_text({"ref": operation["ref"], "text": json.dumps(made, indent=1), "file": "reused.json"})
-        self._do_batch({"ref": operation["ref"], "tags": tags})
+        self._do_batch(operation | {"tags": tags})
 
     def _linked(self, text: str) -> str:
         """Fills in `{experiment_id}` and `{run_id:REF}`, which nobody knows before the server does."""

@@ -15,7 +15,7 @@ from workbench import tracking_names as names
 from workbench.tracking_spool import is_remote
 
 MAX_DESCRIPTION = 4900  # characters; MLflow's column holds 5000
-METRICS_AT_ONCE = 100  # of a model: more in a call MLflow 3.17 refuses when they come a second time
+METRICS_AT_ONCE = 100  # more than these MLflow 3.17 refuses when they come a second time
 CARD = "README.md"
 
 

@@ -26,17 +26,15 @@ class StudyTracker(Tracker):
         """A nested run: settings, the training's curves, the score, how it ended."""
         instance = f"trial {row.number:03d}"
         self.stage_started(instance, "trial", dict(row.params))
-        if metrics_path is not None and metrics_path.is_file():
-            self.stage_metrics(instance, metrics_path, every_s=0.0)
-        ref, now_ms = self._open[instance], int(time.time() * 1000)
-        tags = {"workbench.trial": str(row.number), "workbench.trial_state": row.state}
-        tags |= {"workbench.best": "true"} if best else {}
-        tags |= {"workbench.error": names.clip_text(row.reason, names.MAX_TAG_VALUE)} if row.reason else {}
-        points = [(key, value, now_ms, 0) for key, value in trial_metrics(row).items()]
-        points += [
+        stage, now_ms = self._open[instance], int(time.time() * 1000)
+        self._read(stage, metrics_path)
+        stage.tags |= {"workbench.trial": str(row.number), "workbench.trial_state": row.state}
+        stage.tags |= {"workbench.best": "true"} if best else {}
+        stage.tags |= {"workbench.error": names.clip_text(row.reason, names.MAX_TAG_VALUE)} if row.reason else {}
+        stage.metrics += [(key, value, now_ms, 0) for key, value in trial_metrics(row).items()]
+        stage.metrics += [
             ("tuning/intermediate", value, now_ms, int(step)) for step, value in sorted(row.intermediate.items())
         ]
-        self._send({"op": "batch", "ref": ref, "metrics": points, "tags": tags})
         self._end(instance, STATUS[row.state], now_ms)
 
     def study(self, arm: TunedArm) -> None:

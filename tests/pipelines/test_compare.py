@@ -162,7 +162,7 @@ def test_renaming_an_arm_trains_and_samples_nothing(smoke_home: Path, tmp_path: 
     renamed = tmp_path / "renamed.yaml"
     renamed.write_text(config.replace("  ppo: {", "  rlhf: {kind: ppo, "))
     planned = workbench("plan", renamed, "--home", home, "--json").json
-    assert misses(planned) == ["samples", "measure"]  # they name arms by label
+    assert set(misses(planned)) == {"samples", "measure"}  # what is in them is named by label
 
 
 def test_place_of_a_config_and_its_name_are_in_no_key(smoke_home: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from tests import bench
 from tests.bench import UNTRACKED, command, compare, contents, copy_home, forget, metric_rows, rows, timeless
+from workbench.tracking import default_uri
 
 # The smoke config with stages long enough to be hit between two checkpoints.
 LONGER = (
@@ -38,6 +39,17 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results_of(home: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((home / "results" / "smoke" / "results.json").read_text())
     return found
+
+
+def statuses(home: Path) -> dict[str, str]:
+    """kind -> status of MLflow's runs; nothing of a kind ended in another way."""
+    from mlflow import MlflowClient
+
+    store = MlflowClient(tracking_uri=default_uri(home))
+    runs = store.search_runs([store.get_experiment_by_name("smoke").experiment_id])
+    found = {(run.data.tags["kind"], run.info.status) for run in runs}
+    assert len(found) == len(dict(found))
+    return dict(found)
 
 
 def start(home: Path, *words: str) -> subprocess.Popen[str]:
@@ -125,6 +137,7 @@ def test_ctrl_c_checkpoints_says_how_to_go_on_and_resumes(undisturbed: Path, tmp
     assert list((work / "checkpoints").glob("step-*"))
     logged = lines(work / "metrics.jsonl")
     assert 3 <= logged < 12
+    assert statuses(home) == {"comparison": "KILLED", "stage": "KILLED"}
 
     results = compare("smoke", home, *SETTINGS)
     assert results["mlflow"]["run_id"]

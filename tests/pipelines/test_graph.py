@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from pipelines.compare import still_good
 from pipelines.graph import Graph, build_graph
+from pipelines.judges import without_judges
 from pipelines.sources import resolve_origin
 from tests import bench
 from workbench.config import load_config
@@ -48,9 +50,29 @@ def test_every_embedded_config_makes_a_graph_without_holes(tmp_path: Path, name:
     graph = build(tmp_path, config=name)
     ordered = check_graph(list(graph.stages.values()))
     assert ordered[-1].name == "measure"
-    # Nothing is computed that no figure stands on.
-    assert upstream(graph, "measure") == set(graph.stages) - {"samples", "measure"}
+    # Nothing is computed that no figure stands on; and the table of samples, which does not wait for figures.
+    assert upstream(graph, "measure") == set(graph.stages) - {"measure", "samples"}
+    assert upstream(graph, "samples") < upstream(graph, "measure")
     assert all(stage.key is None or stage.key for stage in plan(ordered, Store(tmp_path / "home")))
+
+
+def test_figures_and_the_table_of_samples_are_made_side_by_side(tmp_path: Path) -> None:
+    judge = "judges.gpt={kind: llm, url: 'http://127.0.0.1:9/v1', model: m, opponents: all, api_key_env: null}"
+    graph = build(tmp_path, judge, "evaluation.judges=[gold, gpt]")
+    samples = graph.stages["samples"]
+    roles = {role.partition("/")[2].partition("/")[2] for role in samples.inputs if role != "prompts"}
+    assert roles == {"generations", "scores", "judged/gpt/sft"}  # no duel of two arms
+    assert samples.resources.gpus == 0  # two stages that use a GPU run one after the other
+    assert samples.config["judge_kinds"] == graph.stages["measure"].config["judge_kinds"] == {"gpt": "llm"}
+
+
+def test_what_a_judge_had_a_part_in_is_not_carried_over_to_a_graph_without_it(tmp_path: Path) -> None:
+    judge = "judges.gpt={kind: llm, url: 'http://127.0.0.1:9/v1', model: m, api_key_env: null}"
+    before = build(tmp_path, judge, "evaluation.judges=[gold, gpt]")
+    after = without_judges(before, ["gpt"])
+    made: dict[str, Any] = dict.fromkeys(before.stages)
+    gone = set(before.stages) - set(still_good(made, before, after))
+    assert {before.stages[instance].name for instance in gone} == {"judgments", "samples", "measure"}
 
 
 def test_all_arms_stand_on_one_sft_and_one_set_of_pairs(tmp_path: Path) -> None:
@@ -85,7 +107,7 @@ def test_run_seeds_share_the_head_and_redraw_the_rest(tmp_path: Path) -> None:
     graph = build(tmp_path, "seeds.runs=[0,1]")
     alone = build(tmp_path)
     for instance, stage in alone.stages.items():
-        if instance in ("samples", "measure"):
+        if instance in ("measure", "samples"):
             continue
         assert shape(graph.stages[instance]) == shape(stage)  # a second seed changes nothing of the first
         if "seed=0" in instance and stage.seed:
@@ -112,9 +134,9 @@ def test_stages_draw_from_seeds_of_their_own(tmp_path: Path) -> None:
         ("description=other", set()),
         (
             "arms.dpo.beta=0.5",
-            {"dpo", "scores", "margins", "checkpoint_rewards", "generations", "trajectory", "samples", "measure"},
+            {"dpo", "scores", "margins", "checkpoint_rewards", "generations", "trajectory", "measure"},
         ),
-        ("evaluation.judges=[gold,proxy]", {"samples", "measure"}),
+        ("evaluation.judges=[gold,proxy]", {"measure", "samples"}),
         ("reward_models.main.epochs=3", {"reward_model"}),
     ],
 )

@@ -129,6 +129,34 @@ def test_graph_runs_once_and_second_run_does_nothing(store: Store, monkeypatch: 
     assert again.records["rm"].cost == record.cost
 
 
+def test_work_that_nobody_waits_for_is_done_in_pieces_while_workers_compute(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str | float] = []
+    listen = worker_pool.listen
+
+    def between() -> bool:
+        seen.append("piece")
+        return seen.count("piece") < 3
+
+    def listened(workers: Any, timeout_s: float) -> None:
+        seen.append(timeout_s)
+        listen(workers, timeout_s)
+
+    monkeypatch.setattr(worker_pool, "listen", listened)
+    outcome = run([number("sft", 1)], store, on_event=lambda event: seen.append(event.kind), between=between)
+    assert outcome.ok
+    # All that may start has been started, and news are looked for after each piece.
+    assert seen[:8] == ["planned", "started", "piece", 0.0, "piece", 0.0, "piece", executors.TICK_S]
+
+
+def test_what_fails_between_two_looks_at_the_workers_fails_no_run(store: Store) -> None:
+    def between() -> bool:
+        raise RuntimeError("no server")
+
+    assert run([number("sft", 1)], store, between=between).ok
+
+
 def test_warming_up_starts_the_forkserver_for_what_a_worker_will_run(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ from workbench.tracking import Tracker, default_uri
 from workbench.tracking_delivery import Limits
 from workbench.tracking_moved import adopt_home
 from workbench.tracking_spool import Spool, probe
+from workbench.tracking_stage import OpenStage
 from workbench.types import Cost, StageRecord
 
 CONFIG = {"name": "t", "arms": {"ppo": {"kl_coef": 0.1}}, "model": {"policy": "hub/model"}}
@@ -71,7 +72,7 @@ def drive(tracker: Tracker, folder: Path, in_the_middle: Callable[[], object] = 
     tracker.stage_reused(record(instance="sft", key="s" * 64))
     tracker.stage_started("ppo[ppo,seed=0]", "ppo", {"kl_coef": 0.1})
     write_metrics(metrics, range(3), "w")
-    tracker.stage_metrics("ppo[ppo,seed=0]", metrics)
+    tracker.stage_metrics("ppo[ppo,seed=0]", metrics, every_s=0.0)
     in_the_middle()
     write_metrics(metrics, range(3, 5))
     tracker.stage_finished(record(), metrics)
@@ -130,7 +131,8 @@ def test_first_open_leaves_nothing_in_the_working_directory(mlflow_template: Pat
 
 def test_reused_stage_links_to_the_run_that_made_it(home: Path, tmp_path: Path) -> None:
     first = Tracker.open(None, home, "t", CONFIG)
-    made_by = first.stage_started("ppo[ppo,seed=0]", "ppo", {})
+    first.stage_started("ppo[ppo,seed=0]", "ppo", {})
+    made_by = first.stage_run("ppo[ppo,seed=0]")
     first.stage_finished(record())
     first.finish(None)
     for known in (made_by, None, "f" * 32):  # in the record, missing, of another server
@@ -152,10 +154,11 @@ def test_reused_stage_links_to_the_run_that_made_it(home: Path, tmp_path: Path) 
 
 def test_resumed_stage_sends_each_step_once(home: Path, tmp_path: Path) -> None:
     tracker = Tracker.open(None, home, "t", CONFIG)
-    run_id = tracker.stage_started("ppo[ppo,seed=0]", "ppo", {})
+    tracker.stage_started("ppo[ppo,seed=0]", "ppo", {})
+    run_id = tracker.stage_run("ppo[ppo,seed=0]")
     metrics = tmp_path / "metrics.jsonl"
     write_metrics(metrics, range(4), "w")
-    tracker.stage_metrics("ppo[ppo,seed=0]", metrics)
+    tracker.stage_metrics("ppo[ppo,seed=0]", metrics, every_s=0.0)
     shorter = tmp_path / "new.jsonl"  # a resume drops the lines after its checkpoint, then computes them again
     write_metrics(shorter, range(2), "w")
     shorter.replace(metrics)
@@ -169,18 +172,81 @@ def test_resumed_stage_sends_each_step_once(home: Path, tmp_path: Path) -> None:
     assert sorted(steps) == [0, 1, 2, 3, 4, 5]
 
 
+def test_a_stage_that_ends_is_told_in_one_call(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    calls: list[dict[str, int]] = []
+    log_batch = MlflowClient.log_batch
+
+    def counted(self: Any, run_id: str, **parts: Any) -> Any:
+        calls.append({name: len(part) for name, part in parts.items()})
+        return log_batch(self, run_id, **parts)
+
+    tracker = Tracker.open(None, home, "t", CONFIG)
+    monkeypatch.setattr(MlflowClient, "log_batch", counted)
+    tracker.stage_started("ppo[ppo,seed=0]", "ppo", {"kl_coef": 0.1})
+    metrics = tmp_path / "metrics.jsonl"
+    write_metrics(metrics, range(4), "w")
+    tracker.stage_metrics("ppo[ppo,seed=0]", metrics)  # a moment after it began: its end may be as near
+    assert calls == []
+    tracker.stage_finished(record(), metrics)
+    (call,) = calls
+    assert call["metrics"] >= 8 + 8
+    assert call["params"] >= 2 + 5
+    assert call["tags"] >= 5
+    tracker.finish(None)
+
+
+def test_what_waits_of_a_stage_is_told_once_and_in_parts_that_mlflow_takes() -> None:
+    stage = OpenStage("r", {"kl_coef": "0.1"})
+    assert [one.get("params") for one in stage.take()] == [{"kl_coef": "0.1"}]
+    assert list(stage.take()) == []
+    stage.tags["kind"] = "stage"
+    stage.metrics = [("score", 0.0, 0, step) for step in range(2500)]
+    parts = list(stage.take())
+    assert [len(one["metrics"]) for one in parts] == [800, 800, 800, 100]
+    assert [one.get("tags") for one in parts] == [{"kind": "stage"}, None, None]
+    assert list(stage.take()) == []
+
+
 def test_failed_stage_and_what_was_still_running(home: Path) -> None:
     tracker = Tracker.open(None, home, "t", CONFIG)
-    failed = tracker.stage_started("ppo", "ppo", {})
-    other = tracker.stage_started("dpo", "dpo", {})
+    tracker.stage_started("ppo", "ppo", {})
+    tracker.stage_started("dpo", "dpo", {"beta": 0.3})
+    failed, other = tracker.stage_run("ppo"), tracker.stage_run("dpo")
     tracker.stage_failed("ppo", "NaN in the loss at step 3")
     tracker.finish(None, status="FAILED")
     store = client(default_uri(home))
     assert store.get_run(failed).info.status == "FAILED"
     assert "NaN" in store.get_run(failed).data.tags["workbench.error"]
     assert store.get_run(other).info.status == "KILLED"
+    assert store.get_run(other).data.params == {"beta": "0.3"}
     assert tracker.run_id is not None
     assert store.get_run(tracker.run_id).info.status == "FAILED"
+
+
+def test_what_a_signal_ended_in_the_middle_is_sent_again_and_is_there_once(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workbench import tracking
+
+    apply = tracking.Server.apply
+
+    def ended(self: Any, operation: dict[str, Any]) -> None:
+        apply(self, operation)
+        raise KeyboardInterrupt
+
+    tracker = Tracker.open(None, home, "t", CONFIG)
+    tracker.put_off()
+    tracker.stage_started("ppo", "ppo", {})
+    monkeypatch.setattr(tracking.Server, "apply", ended)
+    with pytest.raises(KeyboardInterrupt):
+        tracker.send_one()
+    monkeypatch.setattr(tracking.Server, "apply", apply)
+    tracker.finish(None, status="KILLED")
+    store = client(default_uri(home))
+    runs = store.search_runs([store.get_experiment_by_name("t").experiment_id])
+    assert [run.info.status for run in runs] == ["KILLED", "KILLED"]  # the comparison and one stage
 
 
 def test_next_open_ends_the_runs_of_a_killed_driver(home: Path) -> None:
@@ -243,39 +309,36 @@ def test_refused_value_is_kept_apart_and_the_rest_goes_on(home: Path) -> None:
     said: list[str] = []
     tracker = Tracker.open(None, home, "t", {"a": 1}, warn=said.append)
     tracker.stage_started("ppo", "ppo", {"kl_coef": 0.1})
+    tracker.stage_metrics("ppo", home / "none.jsonl", every_s=0.0)
+    stage = tracker.stage_run("ppo")
     tracker.stage_finished(record(instance="ppo", config={"kl_coef": 0.9}))  # MLflow: a parameter cannot change
     tracker.finish(results())
+    store = client(default_uri(home))
+    assert store.get_run(stage).data.metrics["cost/wall_s"] == 2.5
+    assert store.get_run(stage).data.tags["workbench.output"] == "c" * 64
     assert tracker.run_id is not None
-    assert client(default_uri(home)).get_run(tracker.run_id).data.metrics["win_rate/ppo"] == pytest.approx(0.71)
+    assert store.get_run(tracker.run_id).data.metrics["win_rate/ppo"] == pytest.approx(0.71)
     assert len(said) == 1
     assert "refused" in said[0]
     (kept,) = (home / "spool").glob("*.rejected")
     assert "kl_coef" in kept.read_text()
 
 
-def test_a_stage_ends_with_one_call_for_all_that_it_has(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from mlflow import MlflowClient
-
-    calls: list[dict[str, int]] = []
-    log = MlflowClient.log_batch
-
-    def counted(store: MlflowClient, run_id: str, **some: Any) -> Any:
-        calls.append({kind: len(listed) for kind, listed in some.items()})
-        return log(store, run_id, **some)
-
-    tracker = Tracker.open(None, home, "t", {})
-    tracker.stage_started("ppo", "ppo", {})
-    monkeypatch.setattr(MlflowClient, "log_batch", counted)
-    metrics = tmp_path / "metrics.jsonl"
-    write_metrics(metrics, range(600))
-    tracker.stage_finished(record(instance="ppo"), metrics)
-    assert calls[0]["metrics"] == 800, "as many as MLflow takes beside the rest"
-    assert all(calls[0][kind] for kind in ("params", "tags"))
-    assert len(calls) == 2
-    assert sum(call["metrics"] for call in calls) > 1200
+def test_what_is_refused_of_an_operation_costs_its_own_kind_alone(home: Path) -> None:
+    said: list[str] = []
+    tracker = Tracker.open(None, home, "t", {"a": 1}, warn=said.append)
+    points = [("score", float(step), 1_700_000_000_000, step) for step in range(2000)]
+    told = {"params": {"a": "2"}, "tags": {"mine": "yes"}, "metrics": points}
+    tracker._send({"op": "batch", "ref": tracker.ref} | told)
+    run = tracker.run_id
+    assert run is not None
     tracker.finish(None)
+    store = client(default_uri(home))
+    assert len(store.get_metric_history(run, "score")) == 2000
+    assert store.get_run(run).data.tags["mine"] == "yes"
+    assert store.get_run(run).data.params["a"] == "1"
+    assert len(said) == 1
+    assert "refused" in said[0]
 
 
 def test_a_long_curve_is_sent_in_parts_that_have_deadlines_of_their_own(
@@ -287,23 +350,10 @@ def test_a_long_curve_is_sent_in_parts_that_have_deadlines_of_their_own(
     monkeypatch.setattr(Tracker, "_send", lambda _, operation: sent.append(len(operation.get("metrics", ()))))
     metrics = tmp_path / "metrics.jsonl"
     write_metrics(metrics, range(2000))
-    tracker.stage_metrics("ppo", metrics)
+    tracker.stage_metrics("ppo", metrics, every_s=0.0)
     assert sent == [800] * 5
-
-
-def test_what_is_refused_of_an_operation_costs_its_own_kind_alone(home: Path) -> None:
-    said: list[str] = []
-    tracker = Tracker.open(None, home, "t", {"a": 1}, warn=said.append)
-    points = [("score", float(step), 1_700_000_000_000, step) for step in range(2000)]
-    told = {"params": {"a": "2"}, "tags": {"mine": "yes"}, "metrics": points}
-    tracker._send({"op": "batch", "ref": tracker.ref} | told)
+    monkeypatch.undo()
     tracker.finish(None)
-    store, run = client(default_uri(home)), tracker.run_id
-    assert len(store.get_metric_history(run, "score")) == 2000
-    assert store.get_run(run).data.tags["mine"] == "yes"
-    assert store.get_run(run).data.params["a"] == "1"
-    assert len(said) == 1
-    assert "refused" in said[0]
 
 
 def closed_port() -> int:

@@ -23,9 +23,9 @@ from workbench.report.mlflow_pages import arm_line, arm_page, comparison_page
 from workbench.report.model_card import model_card
 from workbench.tracking import Tracker, default_uri
 from workbench.tracking_delivery import Limits
+from workbench.tracking_line import now_ms
 from workbench.tracking_mlflow import Server
 from workbench.tracking_moved import adopt_home
-from workbench.tracking_shown import now_ms
 from workbench.tracking_spool import TrackingUnavailable
 from workbench.tracking_system import SystemMeter
 
@@ -68,11 +68,11 @@ def drive(tracker: Tracker, folder: Path, card: str = "# card") -> None:
     """What a comparison tells of one arm."""
     told, ref = texts.tell(rows()), tracker.ref
     tables = {"responses.json": texts.arm_table(told, "ppo")}
-    run = tracker.begin_beside("ppo", {"kind": "arm", "arm": "ppo"}, params={"kl_coef": 0.1}, tables=tables)
+    run = tracker.beside("ppo", {"kind": "arm", "arm": "ppo"}, params={"kl_coef": 0.1}, tables=tables)
     tracker.traces(run, list(texts.traces(told, "ppo", ref, 50)))
     hacks = texts.set_rows(told, "suspected_hacks")
     tables = {"suspected_hacks.json": texts.set_table(hacks)}
-    other = tracker.begin_beside("suspected hacks", {"kind": "set"}, tables=tables)
+    other = tracker.beside("suspected hacks", {"kind": "set"}, tables=tables)
     tracker.link(other, [texts.trace_id(ref, one) for one in hacks if one["sample_index"] == 0])
     tracker.end_beside(other)
     points = arms.arm_points(results(), "ppo", now_ms())
@@ -163,7 +163,7 @@ def test_a_model_that_is_there_gets_a_new_card_and_no_second_version(home: Path,
 
     def register(folder: Path, card: str) -> None:
         tracker = Tracker.open(None, home, "t", {}, warn=said.append)
-        run = tracker.begin_beside("dpo-0.1", {"kind": "arm"})
+        run = tracker.beside("dpo-0.1", {"kind": "arm"})
         tracker.end_beside(run)
         for _ in range(2):
             tracker.model(run, model(folder, card) | {"tags": {"role": "policy", "said": card}, "metrics": many})
@@ -243,7 +243,7 @@ def test_a_slow_store_of_artifacts_is_not_asked_for_every_file(home: Path, monke
 def test_readings_of_the_machine_do_not_pile_up(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from workbench import tracking
 
-    monkeypatch.setattr(tracking, "MACHINE_AT_ONCE", 2)
+    monkeypatch.setattr(tracking, "WAITING_AT_MOST", 2)
     tracker = Tracker.open("http://127.0.0.1:9", home, "t", {}, warn=lambda line: None, limits=Limits(probe_s=0.5))
     tracker._meter = types.SimpleNamespace(read=lambda now: {"system/cpu": 1.0})  # type: ignore[assignment]
     tracker.stage_started("ppo", "ppo", {})
@@ -251,7 +251,7 @@ def test_readings_of_the_machine_do_not_pile_up(home: Path, monkeypatch: pytest.
         tracker.system()
     sent = [one["metrics"] for one in tracker._spool.read() if one.get("metrics")]
     assert [[step for *_, step in points] for points in sent] == [[0, 1], [2, 3]]
-    assert [step for *_, step in tracker._machine["ppo"]] == [4]
+    assert [step for *_, step in tracker._open["ppo"].metrics] == [4]
 
 
 def test_a_text_cannot_name_a_run_that_is_not_there(home: Path) -> None:

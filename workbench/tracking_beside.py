@@ -1,7 +1,4 @@
-"""What a comparison's results show in MLflow beside its stages: runs of arms and sets, traces, models, views.
-
-No mlflow here: operations for `tracking_line`.
-"""
+"""Runs that are no stages: a comparison's arms and sets of samples; their responses, models, view. No mlflow here."""
 
 from __future__ import annotations
 
@@ -15,23 +12,18 @@ from typing import Any
 from workbench import tracking_names as names
 from workbench.redact import redact_text
 from workbench.tracking_delivery import Limits
-from workbench.tracking_line import Line
+from workbench.tracking_line import Line, now_ms
 from workbench.tracking_samples import AT_ONCE
 
 
-def now_ms() -> int:
-    """Milliseconds since the epoch, as MLflow counts."""
-    return int(time.time() * 1000)
-
-
-class Shown(Line):
-    """The part of a tracker that tells results; no method raises."""
+class Beside(Line):
+    """A comparison's line that opens runs beside the parent."""
 
     def __init__(self, uri: str | None, home: Path, experiment: str, warn: Callable[[str], None], limits: Limits):
         super().__init__(uri, home, experiment, warn, limits)
-        self._beside: list[str] = []  # refs of runs that were opened and not ended
+        self._beside: list[str] = []  # references of those that are open
 
-    def begin_beside(
+    def beside(
         self,
         name: str,
         tags: Mapping[str, str],
@@ -40,7 +32,7 @@ class Shown(Line):
         datasets: Sequence[Mapping[str, str]] = (),
         tables: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> str:
-        """Opens a run that is no stage: an arm, a set of samples.
+        """Opens a run that is no stage: an arm, a set of samples. `end_beside` ends it.
 
         It is not nested: MLflow's lists start with children folded away, and its charts leave them out. The tag
         `workbench.comparison_ref` says where it belongs.
@@ -56,36 +48,31 @@ class Shown(Line):
         """
         ref = uuid.uuid4().hex
         own = {"workbench.ref": ref, "workbench.comparison_ref": self.ref}
-        self._send_run(ref, None, name, own | names.safe_tags(tags))
+        if tables:
+            own["mlflow.loggedArtifacts"] = json.dumps([{"path": file, "type": "table"} for file in tables])
         self._beside.append(ref)
+        self._send_run(ref, None, name, own | names.safe_tags(tags))
         if params:
             self._send({"op": "batch", "ref": ref, "params": names.flatten(params)})
         self._inputs(ref, datasets)
-        self._tables(ref, tables or {})
+        for file, table in (tables or {}).items():
+            self._send({"op": "text", "ref": ref, "text": json.dumps(table, ensure_ascii=False), "file": file})
         return ref
 
     def end_beside(
-        self, ref: str, points: Sequence[names.Point] = (), *, tags: Mapping[str, str] | None = None, note: str = ""
+        self, ref: str, points: Sequence[names.Point] = (), tags: Mapping[str, str] | None = None, *, note: str = ""
     ) -> None:
-        """Ends a run of `begin_beside`.
+        """Ends a run that `beside` opened.
 
         Args:
-            points: Metrics.
-            tags: More to filter by.
+            points: Its metrics.
+            tags: Further ones to filter by.
             note: Markdown shown as its description; `{experiment_id}` and `{run_id:REF}` are filled in.
         """
-        if points or tags:
-            self._send({"op": "batch", "ref": ref, "metrics": list(points), "tags": names.safe_tags(tags or {})})
-        if note:
-            self._send({"op": "note", "ref": ref, "text": redact_text(note), "reused": []})
+        told = {"metrics": list(points), "tags": names.safe_tags(tags or {})}
+        self._send({"op": "note", "ref": ref, "text": redact_text(note), "reused": []} | told)
         self._beside.remove(ref)
-        self._send({"op": "end", "ref": ref, "status": "FINISHED", "end_ms": now_ms()})
-
-    def leave_beside(self, status: str) -> None:
-        """Ends what `begin_beside` opened and nobody ended."""
-        for ref in self._beside:
-            self._send({"op": "end", "ref": ref, "status": status, "end_ms": now_ms()})
-        self._beside = []
+        self._send_end(ref, "FINISHED")
 
     def traces(self, ref: str, traces: Sequence[Mapping[str, Any]]) -> None:
         """Responses of a run, as traces; they are counted afterwards. `tracking_mlflow_traces.write` says of what."""
@@ -113,16 +100,12 @@ class Shown(Line):
         known = sorted(set(metrics))
         self._send({"op": "view", "ref": self.ref, "name": name, "metrics": known, "unix_ms": unix_ms})
 
-    def _tables(self, ref: str, tables: Mapping[str, Mapping[str, Any]]) -> None:
-        for file, table in tables.items():
-            self._send({"op": "text", "ref": ref, "text": json.dumps(table, ensure_ascii=False), "file": file})
-        if tables:
-            listed = json.dumps([{"path": file, "type": "table"} for file in tables])
-            self._send({"op": "batch", "ref": ref, "tags": {"mlflow.loggedArtifacts": listed}})
-
     def _inputs(self, ref: str, datasets: Sequence[Mapping[str, str]]) -> None:
         if datasets:
             self._send({"op": "inputs", "ref": ref, "datasets": names.dataset_inputs({}, datasets)})
 
     def _send_run(self, ref: str, parent: str | None, name: str, tags: dict[str, str]) -> None:
         self._send({"op": "run", "ref": ref, "parent": parent, "name": name, "start_ms": now_ms(), "tags": tags})
+
+    def _send_end(self, ref: str, status: str, end_ms: int | None = None) -> None:
+        self._send({"op": "end", "ref": ref, "status": status, "end_ms": end_ms or now_ms()})
