@@ -152,8 +152,9 @@ def overhead(figures: Mapping[str, Any]) -> str:
     """What tracking adds to a comparison."""
     rows = [
         ["wall time with tracking, of that without", estimate(figures["ratio_wall"])],
-        ["seconds of the driver inside tracking calls", estimate(figures["inside_calls_s"])],
-        ["the same, of the wall time", estimate(figures["inside_calls_share"])],
+        ["seconds inside tracking calls that the comparison waits for", estimate(figures["waited_s"])],
+        ["of these after the last stage", estimate(figures["after_last_stage_s"])],
+        ["seconds inside tracking calls beside the workers", estimate(figures["beside_workers_s"])],
         ["CPU seconds of the driver more than without", estimate(figures["driver_cpu_more_s"])],
     ]
     return table(("", f"{figures['repeats']} repeat(s) of {figures['config']}"), rows)

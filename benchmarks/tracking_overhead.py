@@ -5,7 +5,8 @@
 Each repeat runs CONFIG (default: quickstart) on two fresh homes, with `tracking.enabled: true` and `false`; which one
 comes first changes from repeat to repeat. The ratio of wall times carries all that tracking does to a run, and the
 machine's noise with it. Beside it stands what noise hardly touches: the seconds that the driver spent inside tracking
-calls (MLflow's import and the making of its database among them), while the workers went on.
+calls that the comparison waits for, and inside those that go on beside the workers' imports and work (MLflow's import
+and the making of its database, what is sent while workers compute).
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from benchmarks.fill_performance import fill
 from benchmarks.slopes import of_repeats
 
 GOAL = 0.03
-# All that pipelines.compare calls.
-CALLS = ("__init__", "hear", "send_some", "again", "record_fields", "describe", "finish", "abandon")
+# All that pipelines.compare calls: beside the workers' imports and work, and what the comparison waits for.
+BESIDE = ("__init__", "send_some")
+WAITED = ("hear", "again", "record_fields", "describe", "finish", "abandon")
 PACKAGES = ("mlflow", "torch", "transformers", "trl")
 
 
@@ -38,7 +40,7 @@ def child(config: str, home: Path, tracked: bool) -> dict[str, Any]:
     from pipelines.compare import run_comparison
     from workbench.config import load_config
 
-    spent = dict.fromkeys(CALLS, 0.0)
+    spent = dict.fromkeys((*BESIDE, *WAITED), 0.0)
     inside = [False]
 
     def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -55,7 +57,7 @@ def child(config: str, home: Path, tracked: bool) -> dict[str, Any]:
 
         return run
 
-    for name in CALLS:
+    for name in (*BESIDE, *WAITED):
         setattr(tracking.Tracking, name, timed(name, getattr(tracking.Tracking, name)))
     comparison = load_config(config, [f"tracking.enabled={str(tracked).lower()}"])
     start = time.perf_counter()
@@ -64,7 +66,7 @@ def child(config: str, home: Path, tracked: bool) -> dict[str, Any]:
     return {
         "wall_s": wall_s,
         "driver_cpu_s": time.process_time(),
-        "tracking_s": spent | {"total": sum(spent.values())},
+        "tracking_s": spent,
         "exit_code": done.exit_code,
         "mlflow_run": done.results.mlflow.run_id,
     }
@@ -95,8 +97,7 @@ def measure(config: str, repeats: int, folder: Path) -> dict[str, Any]:
             print(f"{repeat} {name}: {pair[name]['wall_s']:.1f} s", file=sys.stderr, flush=True)
         runs.append(pair)
     wall = [pair["with"]["wall_s"] / pair["without"]["wall_s"] for pair in runs]
-    calls = [pair["with"]["tracking_s"]["total"] for pair in runs]
-    share = [spent / pair["with"]["wall_s"] for spent, pair in zip(calls, runs, strict=True)]
+    spent = [pair["with"]["tracking_s"] for pair in runs]
     more = [pair["with"]["driver_cpu_s"] - pair["without"]["driver_cpu_s"] for pair in runs]
     return {
         "benchmark": "tracking_overhead",
@@ -107,8 +108,9 @@ def measure(config: str, repeats: int, folder: Path) -> dict[str, Any]:
         "load_before": round(load, 2),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "ratio_wall": of_repeats(wall, geometric=True),
-        "inside_calls_s": of_repeats(calls),
-        "inside_calls_share": of_repeats(share),
+        "waited_s": of_repeats([sum(one[name] for name in WAITED) for one in spent]),
+        "after_last_stage_s": of_repeats([one["finish"] for one in spent]),
+        "beside_workers_s": of_repeats([sum(one[name] for name in BESIDE) for one in spent]),
         "driver_cpu_more_s": of_repeats(more),
         "runs": runs,
     }

@@ -205,7 +205,7 @@ def test_what_waits_of_a_stage_is_told_once_and_in_parts_that_mlflow_takes() -> 
     stage.metrics = [("score", 0.0, 0, step) for step in range(2500)]
     parts = list(stage.take())
     assert [len(one["metrics"]) for one in parts] == [800, 800, 800, 100]
-    assert [one.get("tags") for one in parts] == [{"kind": "stage"}, None, None]
+    assert [one.get("tags") for one in parts] == [{"kind": "stage"}, None, None, None]
     assert list(stage.take()) == []
 
 
