@@ -32,7 +32,7 @@ SAFE_ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
 
-AT_ONCE = {"metrics": 800, "params": 100, "tags": 100}  # in one call; MLflow takes 1000 in all
+AT_ONCE = {"metrics": names.METRICS_AT_ONCE, "params": 100, "tags": 100}  # in one call
 
 
 def default_uri(home: Path) -> str:

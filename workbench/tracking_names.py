@@ -20,6 +20,7 @@ from workbench.redact import redact, redact_text
 MAX_KEY = 250
 MAX_PARAM_VALUE = 6000
 MAX_TAG_VALUE = 8000
+METRICS_AT_ONCE = 800  # in one call, which takes 1000 of metrics, parameters and tags together
 MAX_DATASET_DIGEST = 36
 
 Point = tuple[str, float, int, int]  # key, value, timestamp in ms, step

@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.tracking_names import MetricsTail, Point, in_batches
+from workbench.tracking_names import METRICS_AT_ONCE, MetricsTail, Point, in_batches
 from workbench.tracking_spool import Operation
-
-POINTS_AT_ONCE = 800  # of metrics, in one operation, which is one call; MLflow takes 1000 of all kinds
 
 
 @dataclass
@@ -49,7 +47,7 @@ class OpenStage:
     def take(self) -> Iterator[Operation]:
         """The operations that send all that waits; afterwards nothing does."""
         more: dict[str, Any] = {"params": self.params, "tags": self.tags} if self.params or self.tags else {}
-        parts = list(in_batches(self.metrics, POINTS_AT_ONCE)) or ([[]] if more else [])
+        parts = list(in_batches(self.metrics, METRICS_AT_ONCE)) or ([[]] if more else [])
         self.params, self.tags, self.metrics, self.sent_s = {}, {}, [], time.monotonic()
         for part in parts:
             yield {"op": "batch", "ref": self.ref, "metrics": list(part)} | more
