@@ -151,10 +151,12 @@ def growth(figures: Mapping[str, Any]) -> str:
 def overhead(figures: Mapping[str, Any]) -> str:
     """What tracking adds to a comparison."""
     rows = [
-        ["wall time with tracking, of that without", estimate(figures["ratio_wall"])],
+        ["wall time with tracking, of that without", estimate(figures["ratio_wall"], digits=4)],
+        ["the same at one speed of the machine", estimate(figures["ratio_at_one_speed"], digits=4)],
+        ["processor time of the stages, of that without", estimate(figures["ratio_stages_cpu"], digits=4)],
         ["seconds inside tracking calls that the comparison waits for", estimate(figures["waited_s"])],
         ["of these after the last stage", estimate(figures["after_last_stage_s"])],
-        ["seconds inside tracking calls beside the workers", estimate(figures["beside_workers_s"])],
+        ["seconds inside tracking calls beside the workers and the drawing", estimate(figures["beside_workers_s"])],
         ["CPU seconds of the driver more than without", estimate(figures["driver_cpu_more_s"])],
     ]
     return table(("", f"{figures['repeats']} repeat(s) of {figures['config']}"), rows)

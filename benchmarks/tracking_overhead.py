@@ -4,9 +4,12 @@
 
 Each repeat runs CONFIG (default: quickstart) on two fresh homes, with `tracking.enabled: true` and `false`; which one
 comes first changes from repeat to repeat. The ratio of wall times carries all that tracking does to a run, and the
-machine's noise with it. Beside it stands what noise hardly touches: the seconds that the driver spent inside tracking
-calls that the comparison waits for, and inside those that go on beside the workers' imports and work (MLflow's import
-and the making of its database, what is sent while workers compute).
+machine's noise with it: its speed drifts from run to run. The stages compute the same to the last bit in both, so the
+processor time that they took tells how fast the machine was, and the ratio of wall times over the ratio of that time is
+what tracking costs at one speed. It leaves out what tracking does to that time itself (caches), which the last ratio
+shows. Beside them stands what noise hardly touches: the seconds that the driver spent inside tracking calls that the
+comparison waits for, and inside those that go on beside other work (the workers' imports and stages, the drawing of
+figures).
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +31,8 @@ from benchmarks.fill_performance import fill
 from benchmarks.slopes import of_repeats
 
 GOAL = 0.03
-# All that pipelines.compare calls: beside the workers' imports and work, and what the comparison waits for.
-BESIDE = ("__init__", "send_some")
+# All that pipelines.compare calls: beside the workers or the drawing, and what the comparison waits for.
+BESIDE = ("__init__", "send_some", "tell")
 WAITED = ("hear", "again", "record_fields", "describe", "finish", "abandon")
 PACKAGES = ("mlflow", "torch", "transformers", "trl")
 
@@ -39,6 +42,7 @@ def child(config: str, home: Path, tracked: bool) -> dict[str, Any]:
     from pipelines import tracked as tracking
     from pipelines.compare import run_comparison
     from workbench.config import load_config
+    from workbench.store import Store
 
     spent = dict.fromkeys((*BESIDE, *WAITED), 0.0)
     inside = [False]
@@ -63,8 +67,11 @@ def child(config: str, home: Path, tracked: bool) -> dict[str, Any]:
     start = time.perf_counter()
     done = run_comparison(comparison, home=home)
     wall_s = time.perf_counter() - start
+    store = Store.open(home)
+    made = [store.find(row.key) for row in done.results.stages]
     return {
         "wall_s": wall_s,
+        "stages_cpu_s": sum(one.record.cost.cpu_s for one in made if one is not None),
         "driver_cpu_s": time.process_time(),
         "tracking_s": spent,
         "exit_code": done.exit_code,
@@ -96,7 +103,8 @@ def measure(config: str, repeats: int, folder: Path) -> dict[str, Any]:
             pair[name] = one(config, folder / f"{repeat}-{name}", tracked)
             print(f"{repeat} {name}: {pair[name]['wall_s']:.1f} s", file=sys.stderr, flush=True)
         runs.append(pair)
-    wall = [pair["with"]["wall_s"] / pair["without"]["wall_s"] for pair in runs]
+    wall = ratios(runs, "wall_s")
+    speed = ratios(runs, "stages_cpu_s")
     spent = [pair["with"]["tracking_s"] for pair in runs]
     more = [pair["with"]["driver_cpu_s"] - pair["without"]["driver_cpu_s"] for pair in runs]
     return {
@@ -108,12 +116,19 @@ def measure(config: str, repeats: int, folder: Path) -> dict[str, Any]:
         "load_before": round(load, 2),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "ratio_wall": of_repeats(wall, geometric=True),
+        "ratio_at_one_speed": of_repeats([one / of for one, of in zip(wall, speed, strict=True)], geometric=True),
+        "ratio_stages_cpu": of_repeats(speed, geometric=True),
         "waited_s": of_repeats([sum(one[name] for name in WAITED) for one in spent]),
         "after_last_stage_s": of_repeats([one["finish"] for one in spent]),
         "beside_workers_s": of_repeats([sum(one[name] for name in BESIDE) for one in spent]),
         "driver_cpu_more_s": of_repeats(more),
         "runs": runs,
     }
+
+
+def ratios(runs: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """With tracking over without, pair by pair."""
+    return [float(pair["with"][name] / pair["without"][name]) for pair in runs]
 
 
 def main() -> None:

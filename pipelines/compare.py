@@ -25,6 +25,7 @@ from workbench.fsio import disk_errors
 from workbench.manifest import Artifact
 from workbench.outcome import Event, Outcome
 from workbench.redact import redact
+from workbench.report.files import write_all
 from workbench.results import ArmCost, Results, StageRow
 from workbench.results_base import CostRecord
 from workbench.results_tuning import TuningLedger
@@ -32,6 +33,7 @@ from workbench.runs import SAMPLES_FILE
 from workbench.stages import Planned, Stage, dependencies
 from workbench.stages import plan as plan_stages
 from workbench.store import Store
+from workbench.worker_pool import beside
 
 OnEvent = Callable[[Event], None]
 TABLES = (("measure", "judgments.jsonl"), ("measure", "disagreements.json"), ("samples", SAMPLES_FILE))  # stage, file
@@ -139,10 +141,13 @@ def run_comparison(
             tables = [shutil.copyfile(outcome.artifacts[stage].path / name, folder / name) for stage, name in TABLES]
             settings = json.dumps(redact(comparison.model_dump(mode="json")), indent=1, ensure_ascii=False)
             (folder / "config.json").write_text(settings + "\n", encoding="utf-8")
-            figures, pages = report(results, folder)
 
-        # ---- 4. Log what people look at.
-        tracking.finish(results, figures, [path, *pages, *tables])
+            # ---- 4. Draw what people look at, and tell MLflow meanwhile.
+            plain = results.model_dump(mode="json", by_alias=True)
+            with beside(write_all, plain, folder, alone=not comparison.tracking.enabled) as drawn:
+                tracking.tell(plain)
+                figures, pages = drawn()
+        tracking.finish(plain, figures, [path, *pages, *tables])
     return Finished(results=results, path=path, figures=tuple(figures), exit_code=exit_code(results))
 
 
@@ -269,15 +274,3 @@ def exit_code(results: Results) -> int:
         return DivergenceError.exit_code
     missing = results.judging_incomplete or any(judge.uneven for judge in results.judges.values())
     return JudgingError.exit_code if missing else 0
-
-
-def report(results: Results, folder: Path) -> tuple[list[Path], list[Path]]:
-    """Draws the figures and writes report.md and report.html; returns the figures and the pages."""
-    from workbench.report.figures import draw_all
-    from workbench.report.page import write_report_page
-    from workbench.report.summary import write_report
-
-    plain = results.model_dump(mode="json", by_alias=True)
-    figures = draw_all(plain, folder / "figures")
-    page = write_report(plain, folder / "report.md", figures)
-    return figures, [page, write_report_page(plain, folder)]

@@ -14,7 +14,6 @@ from workbench.config import Comparison
 from workbench.config_base import BASELINE
 from workbench.manifest import Artifact
 from workbench.outcome import Event
-from workbench.results import Results
 from workbench.runs import SAMPLES_FILE
 from workbench.stages import Stage
 from workbench.tracking_samples import Told
@@ -48,6 +47,7 @@ class Tracking:
         self.shared = provenance(comparison, graph, tuned=tuned)
         self.runs: dict[str | None, str] = {}  # label -> reference of its run; None: the comparison's
         self.texts = self._texts()
+        self.told_ms: int | None = None  # the time of all numbers of the results
         if not comparison.tracking.enabled:
             self.tracker = Tracker.disabled(comparison.name)
             return
@@ -108,27 +108,37 @@ class Tracking:
         """The `mlflow` block of results.json."""
         return self.tracker.describe()
 
-    def finish(self, results: Results, figures: Sequence[Path], files: Sequence[Path]) -> None:
-        """Gives every arm its numbers, and ends the parent with headline metrics, certificate, figures and files."""
+    def tell(self, plain: Mapping[str, Any]) -> None:
+        """Gives every arm its numbers, its notes and its models. Needs no figure.
+
+        Args:
+            plain: results.json's content.
+        """
         if not self.graph.comparison.tracking.enabled:
             return
-        from workbench import tracking_arms as arms
-        from workbench.report.mlflow_pages import comparison_page
         from workbench.tracking_line import now_ms
 
-        plain, unix_ms = results.model_dump(mode="json", by_alias=True), now_ms()
+        self.told_ms = now_ms()
         self.tracker.send_all()
         with self._guarded():
             for _ in self.texts:  # what was not sent while `measure` ran: all of it where that was not computed
                 pass
         with self._guarded():
-            self._numbers(plain, unix_ms)
+            self._numbers(plain, self.told_ms)
+
+    def finish(self, plain: Mapping[str, Any], figures: Sequence[Path], files: Sequence[Path]) -> None:
+        """Ends the parent with headline metrics, certificate, figures and files."""
+        if not self.graph.comparison.tracking.enabled:
+            return
+        from workbench import tracking_arms as arms
+        from workbench.report.mlflow_pages import comparison_page
+
         page = ""
         with self._guarded():
             page = comparison_page(plain, self._links(arms.in_front(plain)[:2]))
         datasets = [*self._datasets("packed_pairs", "training"), *self._datasets("packed_prompts", "evaluation")]
         with self._guarded():
-            self.tracker.finish(plain, figures, files, note=page, datasets=datasets, unix_ms=unix_ms)
+            self.tracker.finish(plain, figures, files, note=page, datasets=datasets, unix_ms=self.told_ms)
             self.finished = True
 
     @contextlib.contextmanager

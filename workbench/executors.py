@@ -23,6 +23,7 @@ from workbench.errors import ResourceError, WorkbenchError
 from workbench.locks import FileLock, key_lock
 from workbench.manifest import Artifact
 from workbench.outcome import Event, EventKind, OnEvent, Outcome
+from workbench.spare_time import SpareTime
 from workbench.stages import Planned, Stage, StageFailedError, check_graph, decide, dependencies, input_digests, plan
 from workbench.store import CorruptArtifactError, Store
 from workbench.store_index import History
@@ -59,7 +60,7 @@ def run(
         threads: Sum of the threads of stages side by side; default `workers` times the largest stage's.
         record_fields: More StageRecord fields at commit time (`mlflow_run_id`).
         between: A short piece of work that nobody waits for, done while workers compute, after what can start has
-            been started; returns whether there is more of it. What it raises is logged and goes no further.
+            been started; returns whether there is more of it. `SpareTime` says how often.
 
     Returns:
         Artifacts, failures and skipped stages. A failed stage is here, not an exception.
@@ -115,7 +116,7 @@ class _Run:
         self.keep_going = keep_going
         self.threads = threads
         self.record_fields = record_fields
-        self.between = between
+        self.between = SpareTime(between) if between is not None else None
         self.outcome = Outcome()
         self.pending = {stage.instance: stage for stage in stages}
         self.builds: dict[str, Build] = {}
@@ -273,14 +274,11 @@ class _Run:
         self._conclude(build, result)
 
     def _between(self) -> bool:
-        """A piece of the work that nobody waits for; whether there is more of it."""
+        """A piece of the work that nobody waits for; whether more may be done at once."""
         if self.between is None or self.signalled:
             return False
-        try:
-            return self.between()
-        except Exception:
-            _log.warning("what is done between two looks at the workers failed; going on", exc_info=True)
-            return False
+        running = [build.stage.resources for build in self.builds.values()]
+        return self.between.piece(sum(one.threads * one.processes for one in running))
 
     def _hear(self, wait_s: float) -> None:
         """Waits for news of the workers and acts on it."""

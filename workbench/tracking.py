@@ -117,12 +117,8 @@ class Tracker(Beside):
 
     def stage_run(self, instance: str) -> str | None:
         """Run id of a stage that goes on, for its record; None where it is spooled."""
-        stage, server = self._open.get(instance), self._server
-        if stage is None or server is None:
-            return None
-        while stage.ref not in server.runs and self.send_one():
-            pass
-        return server.runs.get(stage.ref)
+        stage = self._open.get(instance)
+        return self._run_of(stage.ref) if stage is not None else None
 
     def stage_metrics(self, instance: str, metrics_path: Path, *, every_s: float = METRICS_S) -> None:
         """Sends what waits of a stage and what it has written to its metrics.jsonl, at most every `every_s`."""

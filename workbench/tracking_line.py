@@ -43,6 +43,7 @@ class Line:
         self._server: Server | None = None
         self._warn, self._warned = warn, set[str]()
         self._off = self._down = self._spooled = False
+        self._runs: deque[Operation] = deque()  # they go first: a stage's record names its run
         self._waiting: deque[Operation] = deque()
         self._unhurried = False
 
@@ -60,14 +61,21 @@ class Line:
         self._unhurried = True
 
     def send_one(self) -> bool:
-        """Sends what has waited longest; False where nothing waits. Never raises."""
-        if not self._waiting:
+        """Sends what has waited longest, first of all runs; False where nothing waits. Never raises."""
+        line = self._runs or self._waiting
+        if not line:
             return False
-        operation = self._waiting[0]
-        self._waiting[0] = operation | {"replay": True}  # sent again where a signal ends this in the middle
+        operation = line[0]
+        line[0] = operation | {"replay": True}  # sent again where a signal ends this in the middle
         self._deliver(operation)
-        self._waiting.popleft()
+        line.popleft()
         return True
+
+    def _run_of(self, ref: str) -> str | None:
+        """A run's id; what waits is sent until it has one. None while it only exists in the spool."""
+        while self._server and ref not in self._server.runs and self._runs:
+            self.send_one()
+        return self._server.runs.get(ref) if self._server else None
 
     def send_all(self) -> None:
         """Sends all that waits, and from now on everything at once."""
@@ -98,7 +106,7 @@ class Line:
         """Sends an operation when its turn has come. Never raises."""
         if self._off:
             return
-        self._waiting.append(operation)
+        (self._runs if operation["op"] == "run" else self._waiting).append(operation)
         if not self._unhurried:
             self.send_all()
 

@@ -8,11 +8,13 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, TypeVar
 
 from workbench import worker
 from workbench.errors import ResourceError
@@ -29,6 +31,9 @@ TRAINING_PRELOAD = (
     "trl.trainer.reward_trainer",
     "trl.trainer.dpo_trainer",
 )
+
+T = TypeVar("T")
+_forkserver_started = False
 
 
 class Worker:
@@ -113,6 +118,7 @@ def start_forkserver(threads: int, preload: Sequence[str]) -> None:
         threads: Threads that numeric libraries see when they are loaded; each worker sets its own count as well.
         preload: Modules to import before the first fork.
     """
+    global _forkserver_started
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(preload))
     environment = worker.thread_environment(threads) | {
         "PYTHONHASHSEED": os.environ.get("PYTHONHASHSEED", "0"),  # the order of a set of strings is part of a result
@@ -120,6 +126,7 @@ def start_forkserver(threads: int, preload: Sequence[str]) -> None:
     }
     with _environment(environment), _sigint_ignored():
         forkserver.ensure_running()
+    _forkserver_started = True
 
 
 def start(job: Job) -> Worker:
@@ -135,6 +142,34 @@ def start(job: Job) -> Worker:
             f"cannot start a worker for {job.instance} ({error or type(error).__name__}). Check the limits on "
             "processes and memory (ulimit -u, ulimit -v), or set resources.workers to 1; finished stages are kept."
         ) from error
+
+
+@contextmanager
+def beside(call: Callable[..., T], *arguments: Any, alone: bool = False) -> Iterator[Callable[[], T]]:
+    """Runs a call in a process of its own while the caller does something else.
+
+    Args:
+        call: A function of a module, with arguments and a result that can be pickled.
+        alone: There is nothing else to do. Then, and where no forkserver is running, which would first have to import
+            what a process needs, the call is made here, when its result is asked for.
+
+    Yields:
+        What waits for the result, or raises what the call has raised.
+    """
+    if alone or not _forkserver_started:
+        yield lambda: call(*arguments)
+        return
+    with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool:
+        with _bare_main_module():
+            future = pool.submit(call, *arguments)
+
+        def result() -> T:
+            try:
+                return future.result()
+            except BrokenProcessPool:  # somebody killed it
+                return call(*arguments)
+
+        yield result
 
 
 def listen(workers: Sequence[Worker], timeout_s: float) -> None:
@@ -202,4 +237,4 @@ def _sigint_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-__all__ = ["TRAINING_PRELOAD", "Connection", "Worker", "listen", "start", "start_forkserver"]
+__all__ = ["TRAINING_PRELOAD", "Connection", "Worker", "beside", "listen", "start", "start_forkserver"]

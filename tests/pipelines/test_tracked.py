@@ -61,7 +61,9 @@ class Comparison:
             pass
 
     def finish(self) -> None:
-        self.tracking.finish(self.results, [], [self.folder / "results.json"])
+        plain = self.results.model_dump(mode="json", by_alias=True)
+        self.tracking.tell(plain)
+        self.tracking.finish(plain, [], [self.folder / "results.json"])
 
 
 def side_by_side(one: Comparison) -> None:
