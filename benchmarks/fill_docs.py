@@ -1,6 +1,7 @@
 """Fills the tables of README.md and of the pages under docs from a home's results: nothing is typed by hand.
 
-A table stands between `<!-- COMPARISON:TABLE -->` and `<!-- end -->`; the tables are the functions below.
+A table stands between `<!-- COMPARISON:TABLE -->` and `<!-- end -->`; the tables are the functions below. A number
+within the prose stands between `<!-- COMPARISON = PATH -->` and `<!-- end -->`; `fill_values.py` says what a path is.
 
     python benchmarks/fill_docs.py --home mlruns [--page README.md]...
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fill_findings import FINDINGS
+from fill_values import INLINE, value
 
 from workbench.report import wording, wording_curves
 from workbench.report.wording import interval, number
@@ -26,7 +28,7 @@ PAGES = (
     *(ROOT / "docs" / f"{name}.md" for name in ("results", "findings", "agreement", "sisters", "data")),
 )
 MOST_POINTS = 12
-BLOCK = re.compile(r"(<!-- ([\w.-]+):([\w-]+) -->\n).*?(<!-- end -->)", re.S)
+BLOCK = re.compile(r"(<!-- ([\w.-]+):([\w-]+) -->\n).*?<!-- end -->", re.S)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -218,14 +220,16 @@ def fill(page: Path, home: Path) -> list[str]:
     """Rewrites the tables of one page; returns the comparisons that have no results in the home, left as they were."""
     missing = []
 
-    def made(block: re.Match[str]) -> str:
+    def made(block: re.Match[str], tell: Callable[[Any], str]) -> str:
         path = home / "results" / block[2] / "results.json"
         if not path.exists():
             missing.append(block[2])
             return block[0]
-        return block[1] + TABLES[block[3]](json.loads(path.read_text(encoding="utf-8"))) + block[4]
+        return block[1] + tell(json.loads(path.read_text(encoding="utf-8"))) + "<!-- end -->"
 
-    page.write_text(BLOCK.sub(made, page.read_text(encoding="utf-8")), encoding="utf-8")
+    text = BLOCK.sub(lambda block: made(block, TABLES[block[3]]), page.read_text(encoding="utf-8"))
+    text = INLINE.sub(lambda block: made(block, lambda results: value(results, block[3])), text)
+    page.write_text(text, encoding="utf-8")
     return sorted(set(missing))
 
 

@@ -37,7 +37,7 @@ arms:
   dpo: {beta: 0.3, epochs: 3, batch_size: 32}
   best_of_n: {n: 8}
 evaluation: {prompts: 32, samples_per_prompt: 4, max_response_tokens: 16, trajectory_prompts: 16, judges: [gold]}
-decision: {margin: 0.03}                # a win rate that is nearer to another than this is the same to you
+decision: {margin: 0.03}                # arms whose win rate over each other is nearer to 0.5 are the same to you
 """
 
 

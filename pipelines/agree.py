@@ -94,8 +94,8 @@ def score_all(
     """Ids (prompts, responses) and columns by set, the pairs' sides apart: policy, reference, explicit, tokens."""
     from transformers.utils.logging import disable_progress_bar
 
-    from workbench.evaluation import check_finite
     from workbench.models import Placement, load_policy, load_reward_model, trunk_digest
+    from workbench.numerics import check_finite
     from workbench.sampling import Decoding, sample
     from workbench.scoring import reward_scores, sequence_logprobs
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.sources import context_of, model_folder
+from pipelines.sources_models import context_of, model_folder
 from workbench.data.findings import Findings
 from workbench.data.sources import read_rows
 from workbench.data.validate import Options, load_pairs, load_prompts, unique_prompts

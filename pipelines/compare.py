@@ -15,7 +15,8 @@ from pipelines.costs import answer_cost, arm_cost
 from pipelines.graph import Graph, build_graph
 from pipelines.judges import check_keys, silent_judges, unfinished_judges, without_judges
 from pipelines.label_agreement import LabelWatch
-from pipelines.sources import model_sources, resolve_origin
+from pipelines.sources import resolve_origin
+from pipelines.sources_models import model_sources
 from pipelines.tracked import Tracking
 from workbench.config import Comparison, check_paths
 from workbench.errors import DivergenceError, IntegrityError, JudgingError

@@ -10,11 +10,11 @@ import numpy as np
 from workbench import processes
 from workbench.data.subset import subset_rows
 from workbench.errors import IntegrityError
-from workbench.evaluation import numerics
 from workbench.label_targets import read_targets
 from workbench.lora import Lora, base_digest, operations_per_token, parametrization
 from workbench.lora_files import load_trainee
 from workbench.models import Placement
+from workbench.numerics import numerics
 from workbench.policy_set import keep_start, publish_checkpoints, read_policy_set, write_policy_set
 from workbench.stage_log import StageLog
 from workbench.staged import StagedPairs

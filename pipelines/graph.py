@@ -1,7 +1,7 @@
 """The stage graph of a comparison: the page to read first.
 
-    prompts -> base model -> sft -> [rollouts -> labels] -> pairs -> packed pairs -> reference log-probabilities -> dpo
-                                                                                  -> reward model -> ppo, rloo, grpo
+    prompts -> tokenizer -> base model -> sft -> [rollouts ->] pairs -> packed pairs [-> labels] -> reward model
+    reward model -> ppo, rloo, grpo;   packed pairs -> reference log-probabilities [-> labels] -> dpo
     sft -> candidates -> pool scores -> best-of-n
     each policy -> select -> generations -> scores, judgments -> measure;   each trained policy -> trajectory -> measure
     generations, scores, judgments against the SFT -> samples

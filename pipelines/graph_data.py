@@ -170,7 +170,7 @@ def _simulated_pairs(graph: Graph, sft: str, prompts: str, packed_prompts: str) 
         "split": ["train", "validation", "test"], "prompts": None, "pairs": wanted, "temperature": 1.0, "top_p": 1.0,
     }  # fmt: skip
     rollouts = graph.add(
-        "rollouts", (), "workbench.evaluation:generate", config, {"prompts": packed_prompts, "sft": sft},
+        "rollouts", (), "workbench.generations:generate", config, {"prompts": packed_prompts, "sft": sft},
         seed=derive(comparison.seeds.data, "rollouts"), packages=MODEL_PACKAGES,
     )  # fmt: skip
     return graph.add(

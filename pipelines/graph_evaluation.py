@@ -41,7 +41,7 @@ def follow(graph: Graph, shared: dict[str, str], rewards: Mapping[str, str], lab
                 continue
             roles[role] = graph.add(
                 "trajectory", (label, *(["own"] if scorer != reward else []), f"seed={run}"),
-                "workbench.evaluation:trajectory", config,
+                "workbench.generations:trajectory", config,
                 {"policy": roles["policy"], "sft": shared["sft"], "prompts": shared["prompts"], "reward_model": scorer}
                 | gold_inputs(graph),
                 seed=sampling_seed(comparison, run, "trajectory"), packages=MODEL_PACKAGES,
@@ -80,7 +80,7 @@ def generations(
     who = tag(comparison.arms[label], comparison.arms) if label is not None else "sft"
     purpose = "kl" if for_kl else split
     return graph.add(
-        "generations", (label or "sft", purpose, f"seed={run}"), "workbench.evaluation:generate", config, inputs,
+        "generations", (label or "sft", purpose, f"seed={run}"), "workbench.generations:generate", config, inputs,
         seed=sampling_seed(comparison, run, f"generations/{purpose}/{who}"), packages=MODEL_PACKAGES,
         cosmetic=connection(graph),
     )  # fmt: skip
@@ -120,7 +120,7 @@ def candidate_pool(
     } | (STRAIGHT if for_kl else {})  # fmt: skip
     purpose = "kl" if for_kl else split
     candidates = graph.add(
-        "candidates", (purpose, f"seed={run}"), "workbench.evaluation:generate", config,
+        "candidates", (purpose, f"seed={run}"), "workbench.generations:generate", config,
         {"prompts": shared["prompts"], "sft": shared["sft"]},
         seed=sampling_seed(comparison, run, f"candidates/{purpose}"), packages=MODEL_PACKAGES,
         cosmetic=connection(graph),

@@ -54,7 +54,7 @@ def temperature_shift(
         "temperature": evaluation.shift_temperature, "top_p": 1.0,
     }  # fmt: skip
     drawn = graph.add(
-        "generations", ("sft", "shift", f"seed={run}"), "workbench.evaluation:generate", config,
+        "generations", ("sft", "shift", f"seed={run}"), "workbench.generations:generate", config,
         {"prompts": shared["prompts"], "sft": shared["sft"]},
         seed=sampling_seed(graph.comparison, run, "generations/shift/sft"), packages=MODEL_PACKAGES,
         cosmetic=connection(graph),

@@ -27,10 +27,10 @@ from workbench.batching import Batch, make_batch, microbatches
 from workbench.checkpoints import latest_checkpoint, save_checkpoint
 from workbench.digests import prompt_set_digest
 from workbench.errors import DivergenceError, IntegrityError, StageInterrupted
-from workbench.evaluation import numerics
 from workbench.lora import POLICY
 from workbench.lora_files import save_merged
 from workbench.models import Placement
+from workbench.numerics import numerics
 from workbench.packed import PackedPairs
 from workbench.policy_set import (
     forget_checkpoint,

@@ -13,12 +13,12 @@ import numpy as np
 from workbench import processes
 from workbench.data.subset import subset_rows
 from workbench.errors import DataError, DivergenceError
-from workbench.evaluation import numerics
 from workbench.label_targets import read_targets
 from workbench.lora import REWARD, Lora, add_adapter, base_digest, float32_head, operations_per_token, parametrization
 from workbench.lora_files import load_base, save_adapter, save_merged
 from workbench.model_files import check_trained_head, context_of_folder, copy_model
 from workbench.models import Placement, load_policy, load_reward_model, new_reward_model, trunk_digest
+from workbench.numerics import numerics
 from workbench.packed import write_packed_pairs
 from workbench.policy_set import Checkpoint, read_policy_set, write_policy_set
 from workbench.quantized import snap

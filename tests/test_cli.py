@@ -111,6 +111,7 @@ def test_starter_and_schema(tmp_path: Path) -> None:
     call("init", schema, "--schema")
     assert json.loads(schema.read_text())["properties"]["arms"]
     assert refused("init", tmp_path / "no" / "such.yaml", code=2)["where"]
+    assert json.loads(call("report", "--schema").stdout)["properties"]["head_to_head"]
 
 
 def test_starter_can_be_planned(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ from workbench.cli_tune import tune
 from workbench.errors import ConfigError
 
 EXIT_CODES = """\b
-Exit codes: 0 fine · 2 usage, config or data · 3 resources · 4 integrity or certificate · 5 divergence ·
-6 judging incomplete · 75 store busy · 130/143 signals"""
+Exit codes: 0 fine · 1 a fault of the workbench · 2 usage, config or data · 3 resources ·
+4 integrity or certificate · 5 divergence · 6 judging, or sampling by a server, incomplete ·
+75 store busy · 130/143 signals"""
 
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})

@@ -100,7 +100,7 @@ def _of_config(
 
 def _policy(comparison: Comparison) -> Path | None:
     """The config's model folder; None for a world's model, which has no folder yet."""
-    from pipelines.sources import model_folder
+    from pipelines.sources_models import model_folder
 
     model = comparison.model
     return None if model.policy is None else model_folder(model.policy, model.revision)

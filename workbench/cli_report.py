@@ -15,9 +15,12 @@ from workbench.errors import ConfigError, ResourceError
 @home_option
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The page; default: beside the results.")
 @click.option("--open", "open_page", is_flag=True, help="Show it in the browser.")
+@click.option("--schema", is_flag=True, help="Print the JSON schema of results.json instead.")
 @click.option("--quiet", "-q", is_flag=True, help="No tables; errors only.")
 @common
-def report(runs: tuple[str, ...], home: Path, out: Path | None, open_page: bool, quiet: bool, as_json: bool) -> None:
+def report(
+    runs: tuple[str, ...], home: Path, out: Path | None, open_page: bool, schema: bool, quiet: bool, as_json: bool
+) -> None:
     """Write a comparison as one HTML page that needs no network: the verdict, figures, samples, certificate, limits.
 
     RUN is a comparison's name, its folder or its results.json; without it the one that finished last. With RUN_B:
@@ -26,6 +29,11 @@ def report(runs: tuple[str, ...], home: Path, out: Path | None, open_page: bool,
     from workbench.fsio import disk_errors
     from workbench.runs import find_run
 
+    if schema:
+        from workbench.results import emit_json_schema
+
+        emit(emit_json_schema())
+        return
     if len(runs) > 2:
         raise ConfigError(f"expected one or two comparisons, got {len(runs)}: {' '.join(runs)}")
     home = home.absolute()

@@ -10,8 +10,8 @@ import numpy as np
 
 from workbench.data.records_io import read_jsonl
 from workbench.errors import StageInterrupted
-from workbench.evaluation import check_finite
 from workbench.models import Placement, load_policy, parameter_count
+from workbench.numerics import check_finite
 from workbench.policy_set import read_policy_set
 from workbench.scoring import sequence_logprobs
 from workbench.stage_log import StageLog

@@ -18,7 +18,7 @@ import numpy as np
 
 from workbench.data.records_io import read_jsonl
 from workbench.data.simulate import count_words
-from workbench.match import ONLINE
+from workbench.match_facts import ONLINE
 from workbench.metrics.best_of_n import best_of_n_value
 from workbench.metrics.estimates import Array, cluster_mean, interval_of_mean, mean_by_cluster, means_within
 from workbench.metrics.frontier import best_of_n_judged

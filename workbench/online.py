@@ -18,7 +18,6 @@ from workbench import processes
 from workbench.batching import make_batch
 from workbench.digests import prompt_set_digest
 from workbench.errors import IntegrityError
-from workbench.evaluation import numerics
 from workbench.lora import Lora, base_digest, operations_per_token, parametrization
 from workbench.lora_files import load_reference, load_trainee
 from workbench.models import (
@@ -27,6 +26,7 @@ from workbench.models import (
     parameter_count,
     trunk_digest,
 )
+from workbench.numerics import numerics
 from workbench.policy_set import (
     keep_start,
     publish_checkpoints,

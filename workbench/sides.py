@@ -15,7 +15,7 @@ from workbench.data.subset import subset_rows
 from workbench.data.turned import train_digests
 from workbench.evidence import Artifacts
 from workbench.label_targets import expected_digest
-from workbench.match import (
+from workbench.match_facts import (
     HARD_LABELS,
     ONLINE,
     TRAINED,

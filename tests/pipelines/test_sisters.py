@@ -12,7 +12,8 @@ import pytest
 from tests import bench
 from tests.bench import UNTRACKED, compare, copy_home, metric_rows, rows, workbench
 from tests.workbench.test_match import OTHER, PAIRS, POLICY, SPLITS, matched
-from workbench.match import Kind, RewardLineage, Side, certificate
+from workbench.match import certificate
+from workbench.match_facts import Kind, RewardLineage, Side
 from workbench.policy_set import read_policy_set
 
 SMALL = "{updates: 3, batch_size: 16, checkpoint_every_updates: 2}"

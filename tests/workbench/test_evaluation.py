@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.ml_helpers import CPU, PAD, STOPS, Log, World, build_world, policy_of, tiny_model
-from workbench import evaluation
+from workbench import evaluation, generations
 from workbench.data.records_io import read_jsonl
 from workbench.errors import StageInterrupted
 from workbench.models import load_reward_model, save_model, trunk_digest
@@ -54,7 +54,7 @@ def generate(
     inputs = {"prompts": world.prompts, "sft": world.sft}
     if own:
         inputs |= {"policy": world.root / "policy", "selected": world.root / "selected"}
-    out, log = stage(world, evaluation.generate, GENERATE | config, tmp_path, **inputs)
+    out, log = stage(world, generations.generate, GENERATE | config, tmp_path, **inputs)
     return out, list(read_jsonl(out / "generations.jsonl")), log
 
 
@@ -144,7 +144,7 @@ def test_margins_of_pairs_are_chosen_minus_rejected(world: World, tmp_path: Path
 
 def test_a_trajectory_starts_at_the_sft_and_visits_every_checkpoint(world: World, tmp_path: Path) -> None:
     out, _ = stage(
-        world, evaluation.trajectory, GENERATE | {"gold": None}, tmp_path,
+        world, generations.trajectory, GENERATE | {"gold": None}, tmp_path,
         prompts=world.prompts, sft=world.sft, policy=world.root / "policy", reward_model=world.reward_model,
     )  # fmt: skip
     found = json.loads((out / "trajectory.json").read_text())
@@ -158,7 +158,7 @@ def test_a_trajectory_starts_at_the_sft_and_visits_every_checkpoint(world: World
 def test_a_stop_interrupts_between_batches(world: World, tmp_path: Path) -> None:
     log = Log(tmp_path / "work", stop_at=0)
     with pytest.raises(StageInterrupted):
-        evaluation.generate(GENERATE, {"prompts": world.prompts, "sft": world.sft}, world.out("stop"), log)
+        generations.generate(GENERATE, {"prompts": world.prompts, "sft": world.sft}, world.out("stop"), log)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ from workbench.label_targets import (
     smoothed,
     write_targets,
 )
-from workbench.match import Side, certificate
+from workbench.match import certificate
+from workbench.match_facts import Side
 from workbench.models import load_policy, new_reward_model
 from workbench.objectives import bradley_terry_loss, dpo_loss, dpo_nll_loss, nll_loss, preference_loss
 from workbench.packed import PackedPairs, write_packed_pairs

@@ -8,17 +8,9 @@ from dataclasses import replace
 import pytest
 
 from workbench.digests import prompt_order_digest, prompt_set_digest
-from workbench.match import (
-    Decoding,
-    KLMeasure,
-    Numerics,
-    RewardLineage,
-    Selection,
-    Side,
-    Tokenization,
-    Tuning,
-    certificate,
-)
+from workbench.match import certificate
+from workbench.match_facts import Decoding, KLMeasure, Numerics, RewardLineage, Selection, Side, Tokenization
+from workbench.match_tuning import Tuning
 from workbench.results import Match
 from workbench.types import Cost
 

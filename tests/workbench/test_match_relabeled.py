@@ -11,7 +11,7 @@ import pytest
 from tests.workbench.test_match import OTHER, PAIRS, SFT, made, matched, verdicts
 from workbench.data.relabel import FLIPS_FILE
 from workbench.evidence import Artifacts
-from workbench.match import RewardLineage, Side
+from workbench.match_facts import RewardLineage, Side
 from workbench.packed import PackedPairs, write_packed_pairs
 from workbench.sides import _pairs_behind, from_json, to_json
 from workbench.types import Cost

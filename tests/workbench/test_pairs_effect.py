@@ -14,7 +14,8 @@ from workbench.config import load_config
 from workbench.data.records_io import FILTER_FILE
 from workbench.data.subset import subset_rows
 from workbench.errors import ConfigError, DataError
-from workbench.match import Side, certificate
+from workbench.match import certificate
+from workbench.match_facts import Side
 from workbench.metrics.lines import contenders
 from workbench.metrics.pairs_effect import pairs_effect
 from workbench.packed import PackedPairs, write_packed_pairs

@@ -13,7 +13,8 @@ import torch
 
 from pipelines import reward_model
 from pipelines.graph import build_graph
-from pipelines.sources import model_sources, resolve_origin
+from pipelines.sources import resolve_origin
+from pipelines.sources_models import model_sources
 from tests.ml_helpers import CPU, PAD, STOPS, Log, World, build_world, ppo_config, reward_config, tiny_model
 from tests.workbench.test_match import made, matched
 from workbench.actor_critic import ActorCritic
@@ -23,7 +24,7 @@ from workbench.conversation import Conversations
 from workbench.errors import ConfigError, DataError, DivergenceError, IntegrityError
 from workbench.gold import reward_model_scorer
 from workbench.label_targets import expected_digest
-from workbench.match import RewardLineage
+from workbench.match_facts import RewardLineage
 from workbench.model_files import check_trained_head, context_of_folder, hub_commit, tensor_shapes
 from workbench.models import load_reward_model, new_reward_model, save_model, trunk_digest
 from workbench.packed import PackedPairs

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from benchmarks.results_page import page
 from workbench.errors import DataError
 from workbench.results import Match, Results, emit_json_schema, load_results
 from workbench.results_base import KL, CostRecord, E, WinRate
@@ -200,3 +202,11 @@ def test_the_json_schema_names_what_is_written() -> None:
     assert set(whole()) <= set(schema["properties"])
     assert schema["additionalProperties"] is False
     json.dumps(schema, allow_nan=False)
+
+
+def test_the_page_of_fields_is_what_the_code_says() -> None:
+    text = page(emit_json_schema())
+    written = Path(__file__).parents[2] / "docs" / "results-json.md"
+    assert written.read_text(encoding="utf-8") == text, "run python -m benchmarks.results_page"
+    linked = set(re.findall(r"\]\(#(\w+)\)", text))
+    assert linked == {line[3:].lower() for line in text.splitlines() if line.startswith("## ")} - {"the file"}

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from tests.ml_helpers import PAD, Log, World, add_policy, build_world, policy_of
-from workbench import evaluation
+from workbench import generations
 from workbench.data.records_io import read_jsonl
 from workbench.errors import ConfigError
 from workbench.packed import read_packed_prompts, write_packed_prompts
@@ -78,7 +78,7 @@ def generate(world: World, work: Path, prompts: Path | None = None) -> tuple[lis
         "selected": world.root / "selected",
     }  # fmt: skip
     out, log = world.out("served"), Log(work)
-    evaluation.generate(CONFIG | {"server": server}, inputs, out, log)
+    generations.generate(CONFIG | {"server": server}, inputs, out, log)
     return list(read_jsonl(out / "generations.jsonl")), json.loads((out / "facts.json").read_text()), log
 
 

@@ -25,7 +25,7 @@ from tests import bench
 from tests.ml_helpers import PAD, STOPS, Log, World, add_policy, build_world, policy_of, random_rows, tiny_model
 from tests.workbench.completions_server import Policies, completion
 from tests.workbench.judging_server import Answer, Asked, serving
-from workbench import evaluation
+from workbench import generations
 from workbench.config import SamplingServer, check_paths, load_config
 from workbench.data.records_io import read_jsonl
 from workbench.errors import ConfigError, IntegrityError, SamplingError, StageInterrupted
@@ -77,7 +77,7 @@ def generate(
         inputs |= {"policy": world.root / "policy", "selected": world.root / "selected"}
     out, log = world.out("served"), log or Log(work)
     told = {"server": server_fields(), "connection": connection(url)} | config
-    evaluation.generate(CONFIG | told, inputs, out, log)
+    generations.generate(CONFIG | told, inputs, out, log)
     return list(read_jsonl(out / "generations.jsonl")), json.loads((out / "facts.json").read_text()), log
 
 

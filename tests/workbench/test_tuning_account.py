@@ -17,7 +17,7 @@ from pipelines.tuned import with_tuned
 from tests.workbench.test_tuning_choice import result, trial
 from workbench.config import Comparison, load_config
 from workbench.errors import ConfigError
-from workbench.match import Side
+from workbench.match_facts import Side
 from workbench.match_tuning import Tuning, same_tuning
 from workbench.results_tuning import Budgeted, TunedArm, TunedObjective, TuningResults, ledger_of
 from workbench.sides import with_tuning as side_with_tuning

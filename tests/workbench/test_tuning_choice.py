@@ -12,8 +12,9 @@ import pytest
 
 from workbench.config_tuning import Tuning
 from workbench.errors import DataError
-from workbench.match import Side, certificate
-from workbench.match import Tuning as Spent_
+from workbench.match import certificate
+from workbench.match_facts import Side
+from workbench.match_tuning import Tuning as Spent_
 from workbench.results_tuning import (
     Budgeted,
     TrialRow,
