@@ -3,7 +3,7 @@
 A table stands between `<!-- COMPARISON:TABLE -->` and `<!-- end -->`; the tables are the functions below. A number
 within the prose stands between `<!-- COMPARISON = PATH -->` and `<!-- end -->`; `fill_values.py` says what a path is.
 
-    python benchmarks/fill_docs.py --home mlruns [--page README.md]...
+    python -m benchmarks.fill_docs --home mlruns [--page README.md]...
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fill_findings import FINDINGS
-from fill_values import INLINE, value
-
+from benchmarks.fill_findings import FINDINGS
+from benchmarks.fill_values import INLINE, value
 from workbench.report import wording, wording_curves
 from workbench.report.wording import interval, number
 

@@ -156,8 +156,9 @@ def overhead(figures: Mapping[str, Any]) -> str:
         ["processor time of the stages, of that without", estimate(figures["ratio_stages_cpu"], digits=4)],
         ["seconds inside tracking calls that the comparison waits for", estimate(figures["waited_s"])],
         ["of these after the last stage", estimate(figures["after_last_stage_s"])],
-        ["seconds inside tracking calls beside the workers and the drawing", estimate(figures["beside_workers_s"])],
-        ["CPU seconds of the driver more than without", estimate(figures["driver_cpu_more_s"])],
+        ["seconds inside tracking calls beside the workers", estimate(figures["beside_workers_s"])],
+        ["seconds inside tracking calls beside the drawing of figures", estimate(figures["beside_drawing_s"])],
+        ["CPU seconds of all of them", estimate(figures["cpu_s"])],
     ]
     return table(("", f"{figures['repeats']} repeat(s) of {figures['config']}"), rows)
 

@@ -16,8 +16,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fill_docs import cpu, estimate, table
-
+from benchmarks.fill_docs import cpu, estimate, table
 from workbench.results_tuning import TuningResults, load_tuning
 
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"

@@ -21,31 +21,28 @@ def value(results: Any, path: str) -> str:
     """What a path leads to, as people read it: an estimate with its interval, a p-value, a number.
 
     Raises:
-        KeyError: It leads nowhere, or to something that is no number.
+        KeyError: It leads nowhere, or to something that is no number: names the path.
     """
     found, words = results, path.split()
     for word in words:
-        found = _step(found, word, path)
+        try:
+            found = found[word] if isinstance(found, dict) else _entry(found, word)
+        except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+            raise KeyError(f"{path}: nothing is at {word} ({error})") from error
     if isinstance(found, dict) and found.get("value") is not None:
         return interval(found)
     if isinstance(found, bool) or not isinstance(found, int | float):
         raise KeyError(f"{path}: no number, but {found!r:.80}")
-    return p_text(found) if words[-1].startswith("p_") else number(found)
+    if words[-1].startswith("p_") or words[-1].endswith("_p"):
+        return p_text(found)
+    return str(found) if isinstance(found, int) else number(found)
 
 
-def _step(found: Any, word: str, path: str) -> Any:
-    if isinstance(found, dict) and word in found:
-        return found[word]
-    if isinstance(found, list):
-        return _entry(found, word, path)
-    raise KeyError(f"{path}: there is no {word}")
-
-
-def _entry(found: Sequence[Any], word: str, path: str) -> Any:
+def _entry(found: Sequence[Any], word: str) -> Any:
     if "=" not in word:
         return found[int(word)]
     wanted = dict(part.split("=", 1) for part in word.split(","))
     chosen = [one for one in found if all(str(one.get(key)) == text for key, text in wanted.items())]
     if len(chosen) != 1:
-        raise KeyError(f"{path}: {len(chosen)} entries have {word}, not one")
+        raise ValueError(f"{len(chosen)} entries, not one")
     return chosen[0]

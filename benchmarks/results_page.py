@@ -38,7 +38,7 @@ def _section(title: str, part: Mapping[str, Any], about: str) -> Iterator[str]:
     yield f"## {title}\n"
     if about:
         yield " ".join(about.split()) + "\n"
-    yield "| field | what it holds | |"
+    yield "| field | kind | what it holds |"
     yield "|---|---|---|"
     for name, field in part.get("properties", {}).items():
         yield f"| `{name}` | {_kind(field)} | {_cell(field.get('description', ''))} |"
@@ -55,6 +55,8 @@ def _kind(field: Mapping[str, Any]) -> str:
         return f"`{field['const']}`"
     if "enum" in field:
         return ", ".join(f"`{one}`" for one in field["enum"])
+    if "prefixItems" in field:
+        return f"list of {len(field['prefixItems'])}: " + ", ".join(map(_kind, field["prefixItems"]))
     if field.get("type") == "array":
         return f"list of {_kind(field.get('items', {}))}"
     if field.get("type") == "object":

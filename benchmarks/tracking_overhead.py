@@ -9,7 +9,7 @@ processor time that they took tells how fast the machine was, and the ratio of w
 what tracking costs at one speed. It leaves out what tracking does to that time itself (caches), which the last ratio
 shows. Beside them stands what noise hardly touches: the seconds that the driver spent inside tracking calls that the
 comparison waits for, and inside those that go on beside other work (the workers' imports and stages, the drawing of
-figures).
+figures by another process, as long as that takes), and the processor seconds of all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +32,23 @@ from benchmarks.fill_performance import fill
 from benchmarks.slopes import of_repeats
 
 GOAL = 0.03
-# All that pipelines.compare calls: beside the workers or the drawing, and what the comparison waits for.
-BESIDE = ("__init__", "send_some", "tell")
+LEFT_S = 0.05
+# All that pipelines.compare calls: beside the workers, beside the drawing, and what the comparison waits for.
+BESIDE = ("__init__", "send_some")
+DRAWING = "tell"
 WAITED = ("hear", "again", "record_fields", "describe", "finish", "abandon")
+CALLS = (*BESIDE, DRAWING, *WAITED)
 PACKAGES = ("mlflow", "torch", "transformers", "trl")
 
 
 def child(config: str, home: Path, tracked: bool) -> dict[str, Any]:
     """One comparison in this process, with a clock around every tracking call."""
+    from pipelines import compare
     from pipelines import tracked as tracking
-    from pipelines.compare import run_comparison
     from workbench.config import load_config
     from workbench.store import Store
 
-    spent = dict.fromkeys((*BESIDE, *WAITED), 0.0)
+    spent, cpu, drawing = dict.fromkeys(CALLS, 0.0), dict.fromkeys(CALLS, 0.0), [0.0]
     inside = [False]
 
     def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,28 +56,45 @@ def child(config: str, home: Path, tracked: bool) -> dict[str, Any]:
         def run(*arguments: Any, **named: Any) -> Any:
             if inside[0]:
                 return call(*arguments, **named)
-            inside[0], start = True, time.perf_counter()
+            inside[0], start, start_cpu = True, time.perf_counter(), time.process_time()
             try:
                 return call(*arguments, **named)
             finally:
                 inside[0] = False
                 spent[name] += time.perf_counter() - start
+                cpu[name] += time.process_time() - start_cpu
 
         return run
 
-    for name in (*BESIDE, *WAITED):
+    @contextmanager
+    def side_process(*arguments: Any, **named: Any) -> Iterator[Callable[[], Any]]:
+        with started(*arguments, **named) as result:
+
+            def waited() -> Any:
+                start = time.perf_counter()
+                try:
+                    return result()
+                finally:
+                    drawing[0] = time.perf_counter() - start
+
+            yield waited
+
+    started = compare.side_process
+    compare.side_process = side_process  # type: ignore[assignment]
+    for name in CALLS:
         setattr(tracking.Tracking, name, timed(name, getattr(tracking.Tracking, name)))
     comparison = load_config(config, [f"tracking.enabled={str(tracked).lower()}"])
     start = time.perf_counter()
-    done = run_comparison(comparison, home=home)
+    done = compare.run_comparison(comparison, home=home)
     wall_s = time.perf_counter() - start
     store = Store.open(home)
     made = [store.find(row.key) for row in done.results.stages]
     return {
         "wall_s": wall_s,
         "stages_cpu_s": sum(one.record.cost.cpu_s for one in made if one is not None),
-        "driver_cpu_s": time.process_time(),
         "tracking_s": spent,
+        "tracking_cpu_s": cpu,
+        "drawing_waited_s": drawing[0],
         "exit_code": done.exit_code,
         "mlflow_run": done.results.mlflow.run_id,
     }
@@ -105,8 +126,7 @@ def measure(config: str, repeats: int, folder: Path) -> dict[str, Any]:
         runs.append(pair)
     wall = ratios(runs, "wall_s")
     speed = ratios(runs, "stages_cpu_s")
-    spent = [pair["with"]["tracking_s"] for pair in runs]
-    more = [pair["with"]["driver_cpu_s"] - pair["without"]["driver_cpu_s"] for pair in runs]
+    spent = [where_it_was_waited_for(pair["with"]) for pair in runs]
     return {
         "benchmark": "tracking_overhead",
         "config": config,
@@ -121,9 +141,20 @@ def measure(config: str, repeats: int, folder: Path) -> dict[str, Any]:
         "waited_s": of_repeats([sum(one[name] for name in WAITED) for one in spent]),
         "after_last_stage_s": of_repeats([one["finish"] for one in spent]),
         "beside_workers_s": of_repeats([sum(one[name] for name in BESIDE) for one in spent]),
-        "driver_cpu_more_s": of_repeats(more),
+        "beside_drawing_s": of_repeats([one[DRAWING] for one in spent]),
+        "cpu_s": of_repeats([sum(pair["with"]["tracking_cpu_s"].values()) for pair in runs]),
         "runs": runs,
     }
+
+
+def where_it_was_waited_for(run: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds by call. Where nothing was left of the drawing when all was told, some of the telling was waited for: all
+    of it counts as part of `finish`."""
+    spent = dict(run["tracking_s"])
+    if run["drawing_waited_s"] < LEFT_S:
+        spent["finish"] += spent[DRAWING]
+        spent[DRAWING] = 0.0
+    return spent
 
 
 def ratios(runs: Sequence[Mapping[str, Any]], name: str) -> list[float]:

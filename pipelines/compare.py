@@ -31,10 +31,10 @@ from workbench.results import ArmCost, Results, StageRow
 from workbench.results_base import CostRecord
 from workbench.results_tuning import TuningLedger
 from workbench.runs import SAMPLES_FILE
+from workbench.side_process import side_process
 from workbench.stages import Planned, Stage, dependencies
 from workbench.stages import plan as plan_stages
 from workbench.store import Store
-from workbench.worker_pool import beside
 
 OnEvent = Callable[[Event], None]
 TABLES = (("measure", "judgments.jsonl"), ("measure", "disagreements.json"), ("samples", SAMPLES_FILE))  # stage, file
@@ -145,7 +145,7 @@ def run_comparison(
 
             # ---- 4. Draw what people look at, and tell MLflow meanwhile.
             plain = results.model_dump(mode="json", by_alias=True)
-            with beside(write_all, plain, folder, alone=not comparison.tracking.enabled) as drawn:
+            with side_process(write_all, plain, folder, alone=not comparison.tracking.enabled) as drawn:
                 tracking.tell(plain)
                 figures, pages = drawn()
         tracking.finish(plain, figures, [path, *pages, *tables])

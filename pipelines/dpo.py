@@ -38,7 +38,7 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     from workbench.trl_adapter import TrainSpec, train_dpo, training_order
 
     # ---- 1. Load: the same SFT as everybody; the reference is present as its log-probabilities alone.
-    placement = Placement(device=log.resources.device, dtype=log.resources.dtype)
+    placement = Placement.of(log.resources)
     trust = config["trust_remote_code"]
     sft = read_policy_set(inputs["sft"])
     tokenizer = load_tokenizer(sft.folder(), trust_remote_code=trust)

@@ -104,7 +104,7 @@ class Trainer:
 
     def __init__(self, config: Mapping[str, Any], inputs: Mapping[str, Path], log: StageLog) -> None:
         self.config, self.log = config, log
-        placement = Placement(device=log.resources.device, dtype=log.resources.dtype)
+        placement = Placement.of(log.resources)
         sft = read_policy_set(inputs["sft"])
         self.tokenizer = load_tokenizer(sft.folder(), trust_remote_code=config["trust_remote_code"])
         self.pad_id = int(self.tokenizer.pad_token_id)

@@ -53,7 +53,7 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     from workbench.trl_adapter import TrainSpec, train_reward, training_order
 
     # ---- 1. Load: trunk of the SFT, head drawn from N(0, 1/sqrt(d + 1)).
-    placement = Placement(device=log.resources.device, dtype=log.resources.dtype)
+    placement = Placement.of(log.resources)
     trust = config["trust_remote_code"]
     sft, pairs = read_policy_set(inputs["sft"]), PackedPairs(inputs["pairs"])
     tokenizer = load_tokenizer(sft.folder(), trust_remote_code=trust)
@@ -155,7 +155,7 @@ def adopt(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: Stage
         DivergenceError: It scores everything alike.
     """
     # ---- 1. Its files, and how it reads.
-    placement = Placement(device=log.resources.device, dtype=log.resources.dtype)
+    placement = Placement.of(log.resources)
     trust, sft = config["trust_remote_code"], read_policy_set(inputs["sft"])
     folder = out / "checkpoints" / "last"
     copy_model(inputs["reward_model"], folder)

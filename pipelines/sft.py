@@ -72,7 +72,7 @@ def run(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLo
     from workbench.trl_adapter import TrainSpec, train_sft, training_order
 
     # ---- 1. Load.
-    placement = Placement(device=log.resources.device, dtype=log.resources.dtype)
+    placement = Placement.of(log.resources)
     tokenizer = load_tokenizer(inputs["model"], trust_remote_code=config["trust_remote_code"])
     model = load_policy(inputs["model"], placement, trust_remote_code=config["trust_remote_code"], trainable=True)
     start = trunk_digest(model)

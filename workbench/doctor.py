@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workbench.cores import usable_cores
 from workbench.device import device_kind
 from workbench.errors import WorkbenchError
 from workbench.store import MINIMUM_FREE_BYTES, Store
@@ -90,7 +91,7 @@ def _device() -> tuple[bool, str]:
 
 
 def _processor() -> tuple[bool, str]:
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     busy = os.getloadavg()[0]
     return True, f"{cores} cores, load {busy:.1f}" + ("; other work is running" if busy > cores else "")
 

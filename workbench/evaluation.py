@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from workbench.data.records_io import read_jsonl
-from workbench.models import load_policy, load_reward_model, parameter_count, trunk_digest
+from workbench.models import Placement, load_policy, load_reward_model, parameter_count, trunk_digest
 from workbench.numerics import check_finite
 from workbench.policy_set import read_policy_set, read_selected
 from workbench.scoring import reward_scores, sequence_logprobs
 from workbench.stage_log import StageLog
-from workbench.stage_parts import digest_of, placement_of, progress_of, write_json
+from workbench.stage_parts import digest_of, progress_of, write_sorted
 from workbench.tokens import PackedPairs, load_tokenizer, read_packed_prompts
 
 
@@ -31,7 +31,7 @@ def reference_logprobs(config: dict[str, Any], inputs: dict[str, Path], out: Pat
         inputs: `sft` (policy set), `pairs` (packed).
         out: Receives logprobs.npz: chosen (N,), rejected (N,) float64 nats at temperature 1, and two digests.
     """
-    placement = placement_of(log)
+    placement = Placement.of(log.resources)
     sft = read_policy_set(inputs["sft"])
     model = load_policy(sft.folder(), placement, trust_remote_code=config["trust_remote_code"])
     pad_id = int(load_tokenizer(sft.folder(), trust_remote_code=config["trust_remote_code"]).pad_token_id)
@@ -72,7 +72,7 @@ def score(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: Stage
     """
     from workbench.gold import stage_gold
 
-    placement, trust = placement_of(log), config["trust_remote_code"]
+    placement, trust = Placement.of(log.resources), config["trust_remote_code"]
     generations = list(read_jsonl(inputs["generations"] / "generations.jsonl"))
     by_id = {row["prompt_id"]: row for row in read_packed_prompts(inputs["prompts"])}
     prompts = [by_id[one["prompt_id"]]["ids"] for one in generations]
@@ -117,8 +117,8 @@ def score(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: Stage
         columns["gold"] = gold(texts, [one["response"] for one in generations], finished)
         scorers["gold"] = config["gold"]
     check_finite(columns)
-    write_json(out / "scores.json", columns)
-    write_json(
+    write_sorted(out / "scores.json", columns)
+    write_sorted(
         out / "facts.json",
         {"scorers": scorers, "prompts": digest_of(sorted({one["prompt_id"] for one in generations}))},
     )
@@ -133,7 +133,7 @@ def score_pairs(config: dict[str, Any], inputs: dict[str, Path], out: Path, log:
         out: Receives margins.json: columns "pair_id", "prompt_id", "split", "proxy/NAME", COLUMN; chosen minus
             rejected.
     """
-    placement, trust = placement_of(log), config["trust_remote_code"]
+    placement, trust = Placement.of(log.resources), config["trust_remote_code"]
     pairs = PackedPairs(inputs["pairs"])
     index = [row for split in config["splits"] for row in pairs.split_rows(split)]
     rows = [pairs.as_lists(row) for row in index]
@@ -165,7 +165,7 @@ def score_pairs(config: dict[str, Any], inputs: dict[str, Path], out: Path, log:
         columns[column] = margins.tolist()
         log.cost(reward_queries=2 * len(rows), flops=2.0 * parameter_count(policy) * tokens)
     check_finite(columns)
-    write_json(out / "margins.json", columns)
+    write_sorted(out / "margins.json", columns)
 
 
 def select(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: StageLog) -> None:
@@ -185,4 +185,4 @@ def select(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: Stag
         ]  # the SFT is no candidate
         best = max(points, key=lambda point: (float(np.mean(point[column])), -point["step"]))
         chosen |= {"checkpoint": best["name"], "metric": config["metric"], "value": float(np.mean(best[column]))}
-    write_json(out / "selected.json", chosen)
+    write_sorted(out / "selected.json", chosen)

@@ -30,7 +30,7 @@ def score_checkpoints(config: dict[str, Any], inputs: dict[str, Path], out: Path
         out: Receives checkpoints.json: "pair_id", "prompt_id", "split", "chosen_tokens", "rejected_tokens" of the
             pairs; "generation_id" of the samples; "points": [{"name", "step", "chosen", "rejected", "samples"}], nats.
     """
-    placement = Placement(device=log.resources.device, dtype=log.resources.dtype)
+    placement = Placement.of(log.resources)
     pairs = PackedPairs(inputs["pairs"])
     index = [row for split in config["splits"] for row in pairs.split_rows(split)]
     rows, meta = [pairs.as_lists(row) for row in index], [pairs.meta(row) for row in index]

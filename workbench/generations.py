@@ -21,14 +21,14 @@ from workbench.data.records_io import write_jsonl
 from workbench.digests import prompt_set_digest
 from workbench.errors import StageInterrupted
 from workbench.keys import module_hashes
-from workbench.models import load_policy, load_reward_model, parameter_count, trunk_digest
+from workbench.models import Placement, load_policy, load_reward_model, parameter_count, trunk_digest
 from workbench.numerics import numerics
 from workbench.policy_set import read_policy_set, read_selected
 from workbench.sampling import Sample, sample
 from workbench.sampling_server import Request, ServerSampler
 from workbench.scoring import KL_ESTIMATOR, reward_scores, sequence_logprobs
 from workbench.stage_log import StageLog
-from workbench.stage_parts import decoding_of, digest_of, placement_of, progress_of, splits_of, texts_of, write_json
+from workbench.stage_parts import decoding_of, digest_of, progress_of, splits_of, texts_of, write_sorted
 from workbench.tokens import load_tokenizer, read_packed_prompts, tokenizer_digest
 
 
@@ -55,7 +55,7 @@ def generate(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: St
     ids, steps = [row["ids"] for row in rows], len(rows) * (3 if own else 2)
 
     log.rewind(-1)
-    drawn = _draw(config, rows, sft, chosen, tokenizer, steps, log)
+    drawn = _draw(config, rows, sft, chosen if own else None, tokenizer, steps, log)
     responses = [one.ids for one in drawn.samples]
     options = {"pad_id": int(tokenizer.pad_token_id), "batch_size": config["batch_size"]}
     under_policy = sequence_logprobs(
@@ -106,7 +106,7 @@ def generate(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: St
         "numerics": numerics(drawn.policy),
         "parameters": parameter_count(drawn.policy),
     }
-    write_json(out / "facts.json", facts | drawn.facts)
+    write_sorted(out / "facts.json", facts | drawn.facts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,29 +133,29 @@ def _draw(
     config: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
     sft: Path,
-    chosen: Path,
+    policy: Path | None,
     tokenizer: Any,
     steps: int,
     log: StageLog,
 ) -> _Drawn:
-    """Draws a response for every row, here or by a server, and loads the policy and the SFT."""
-    ids, own, trust = [row["ids"] for row in rows], chosen != sft, config["trust_remote_code"]
+    """Draws a response of the policy, or of the SFT itself, for every row, here or by a server; loads both."""
+    ids, trust, placement = [row["ids"] for row in rows], config["trust_remote_code"], Placement.of(log.resources)
     server = None
     if "server" in config:  # it needs the device's memory: it has stopped before our own models are loaded
         server = ServerSampler(config["server"], config["connection"], decoding_of(config), tokenizer, log)
         requests = [Request(prompt=row["prompt"], ids=row["ids"]) for row in rows]
-        drawn = server.sample(chosen, requests, seed=log.seed, on_batch=progress_of(log, steps))
-    reference = load_policy(sft, placement_of(log), trust_remote_code=trust)
-    policy = load_policy(chosen, placement_of(log), trust_remote_code=trust) if own else reference
-    models = {"policy": policy, "reference": reference}
+        drawn = server.sample(policy or sft, requests, seed=log.seed, on_batch=progress_of(log, steps))
+    reference = load_policy(sft, placement, trust_remote_code=trust)
+    sampled = load_policy(policy, placement, trust_remote_code=trust) if policy is not None else reference
+    models = {"policy": sampled, "reference": reference}
     if server is not None:
-        agreement = server.check(policy, reference if own else None, ids, drawn)
+        agreement = server.check(sampled, reference if policy is not None else None, ids, drawn)
         named = {"sampler": server.name}
         return _Drawn(samples=drawn, took=server.took, sampler=named, facts={"served": agreement}, **models)
     halved: list[str] = []
     wall_s, cpu_s = time.monotonic(), time.process_time()
     drawn = sample(
-        policy, ids, decoding_of(config), pad_id=int(tokenizer.pad_token_id), seed=log.seed,
+        sampled, ids, decoding_of(config), pad_id=int(tokenizer.pad_token_id), seed=log.seed,
         batch_size=config["batch_size"], on_batch=progress_of(log, steps), cache=config.get("cache", "dynamic"),
         say=partial(_say, log, halved),
     )  # fmt: skip
@@ -197,7 +197,7 @@ def trajectory(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: 
     """
     from workbench.gold import stage_gold
 
-    placement, trust = placement_of(log), config["trust_remote_code"]
+    placement, trust = Placement.of(log.resources), config["trust_remote_code"]
     sft, policies = read_policy_set(inputs["sft"]), read_policy_set(inputs["policy"])
     reward = read_policy_set(inputs["reward_model"])
     reference = load_policy(sft.folder(), placement, trust_remote_code=trust)
@@ -242,4 +242,4 @@ def trajectory(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: 
             }
         )
         log.progress(number + 1, len(stops))
-    write_json(out / "trajectory.json", {"prompt_id": [row["prompt_id"] for row in rows], "points": points})
+    write_sorted(out / "trajectory.json", {"prompt_id": [row["prompt_id"] for row in rows], "points": points})

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from workbench.errors import DivergenceError, IntegrityError, ResourceError
 from workbench.quantized import parameter_size, unpacked_state
 from workbench.reader import READER_FILE, Reader
+
+if TYPE_CHECKING:
+    from workbench.stages import Resources
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -26,6 +29,11 @@ class Placement:
 
     device: str = "cpu"
     dtype: str = "float32"
+
+    @classmethod
+    def of(cls, resources: Resources) -> Placement:
+        """A stage's own."""
+        return cls(device=resources.device, dtype=resources.dtype)
 
     @property
     def torch_dtype(self) -> torch.dtype:

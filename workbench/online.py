@@ -63,7 +63,7 @@ class OnlineArm:
 
     def __init__(self, config: Mapping[str, Any], inputs: Mapping[str, Path], log: StageLog) -> None:
         self.config, self.log = config, log
-        placement = Placement(device=log.resources.device, dtype=log.resources.dtype)
+        placement = Placement.of(log.resources)
         trust = config["trust_remote_code"]
         sft, reward = read_policy_set(inputs["sft"]), read_policy_set(inputs["reward_model"])
         self.sft = sft.folder()

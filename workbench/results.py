@@ -72,7 +72,7 @@ class RewardModelQuality(Model):
     accuracy: E = Field(description="Against the label of the pair")
     accuracy_gold: E | None = Field(description="Against the gold of the pairs; null where they have none")
     ece: E = Field(description="Expected calibration error of sigmoid(margin), debiased, equal-mass bins")
-    brier: E
+    brier: E = Field(description="Mean squared error of sigmoid(margin) as a probability")
     tie_rate: E = Field(description="Share of pairs with equal scores; near 1 the model is constant")
 
 
@@ -150,10 +150,10 @@ class BySeed(Model):
 class Arm(Model):
     """One arm over all run seeds. A diverged arm stays in the table, with null where nothing could be measured."""
 
-    kind: str
+    kind: str = Field(description="sft, ppo, rloo, grpo, dpo or best_of_n")
     selected: str | None = Field(description="Name of the checkpoint, in the first run seed; null for sft")
     selection: Selected | None = Field(default=None, description="How it was chosen; each seed's is in by_seed")
-    gold_reward: E | None
+    gold_reward: E | None = Field(description="Mean of the true reward on test prompts; null where none is known")
     gold_gain: Compared | None = Field(
         default=None, description="gold_reward less sft's, paired by prompt; null for sft"
     )
@@ -165,9 +165,9 @@ class Arm(Model):
         description="What this arm itself optimized, on its own samples: ppo, rloo, grpo and best_of_n the score of "
         "their reward (without the KL penalty), dpo beta times seq_kl, the mean of its implicit reward; null for sft"
     )
-    seq_kl: KL | None
+    seq_kl: KL | None = Field(description="Nats from sft, whole responses; best-of-n's is a bound")
     win_rate: WinRate | None = Field(description="The headline: first judge, against sft; null for sft itself")
-    win_rates: list[WinRate]
+    win_rates: list[WinRate] = Field(description="Against sft, by every judge")
     win_rate_length_controlled: E | None = Field(
         default=None, description="win_rate with the difference in length held at 0; null where it cannot be known"
     )
@@ -185,8 +185,8 @@ class Arm(Model):
     minority_gap: Compared | None = Field(
         default=None, description="Expected win rate by the other annotators less minority_win_rate, paired by prompt"
     )
-    response_tokens: E | None
-    eos_rate: E | None
+    response_tokens: E | None = Field(description="Mean length of a response")
+    eos_rate: E | None = Field(description="Share of responses that end by themselves")
     diverged: str | None = Field(description="Why training stopped early; null when it did not")
     by_seed: list[BySeed] = Field(default_factory=list)
     cost: ArmCost
@@ -229,27 +229,27 @@ class StageRow(Model):
 
 
 class Results(Model):
-    """The whole file."""
+    """Everything that a comparison found."""
 
     schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
-    comparison: str
+    comparison: str = Field(description="The config's name")
     seeds: Seeds
-    mlflow: Mlflow | None
+    mlflow: Mlflow | None = Field(description="Where the run is in MLflow")
     report: str | None = Field(description="Path of the report; null when none was written")
     models: list[ModelSource] = Field(default_factory=list, description="Models that came from outside")
-    match: Match
+    match: Match = Field(description="The match certificate")
     reward_models: dict[str, RewardModelQuality]
-    arms: dict[str, Arm]
-    head_to_head: list[HeadToHead]
-    ranking: list[Rating]
-    frontier: list[FrontierPoint]
+    arms: dict[str, Arm] = Field(description="By label; sft, the baseline, is one of them")
+    head_to_head: list[HeadToHead] = Field(description="Every two arms, by every judge")
+    ranking: list[Rating] = Field(description="All arms on one scale, from their duels")
+    frontier: list[FrontierPoint] = Field(description="Checkpoints and n: reward and win rate at their KL")
     matched_kl: list[MatchedKL] = Field(
         default_factory=list, description="Reward of every arm, and difference of every two, at the same KLs"
     )
     frontier_area: list[FrontierArea] = Field(
         default_factory=list, description="The same as means over the KLs that arms have in common"
     )
-    overoptimization: list[Overoptimization]
+    overoptimization: list[Overoptimization] = Field(description="Whether gold falls while the proxy rises")
     pairs_effect: list[PairsEffect] = Field(
         default_factory=list, description="Arms whose reward models saw fewer pairs against arms whose saw more"
     )
@@ -291,7 +291,7 @@ class Results(Model):
     tuning: TuningLedger | None = Field(
         default=None, description="What it took to get the arms' settings; null: they are the config's own"
     )
-    stages: list[StageRow]
+    stages: list[StageRow] = Field(description="What was computed, what was reused, and why")
     warnings: list[str] = Field(default_factory=list, description="What a reader must know before quoting a number")
 
     @model_validator(mode="after")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable
 
-# Of one core's time, where workers use all of them: on two cores a run is longer by half of it at most.
-SHARE = 0.01
-LONGEST_PAUSE_S = 5.0  # after one long piece (a database is made, say) the next shall not wait for minutes
+from workbench.cores import usable_cores
+
+SHARE = 0.005  # of the processor time of all cores, where workers use all of them: what a run is longer by
+LONGEST_PAUSE_S = 30.0  # after one long piece (a database is made, say) the next shall not wait for hours
 _log = logging.getLogger(__name__)
 
 
 class SpareTime:
     """Calls `work` piece by piece: at once where a core is free, else as often as its share of processor time allows.
+
+    A core counts as taken by each thread that a running stage has declared.
 
     Args:
         work: Does one piece; returns whether there is more. What it raises is logged and goes no further.
@@ -23,7 +25,7 @@ class SpareTime:
 
     def __init__(self, work: Callable[[], bool], cores: int | None = None) -> None:
         self._work = work
-        self._cores = cores or len(os.sched_getaffinity(0))
+        self._cores = cores or usable_cores()
         self._pause_ends_s = 0.0
 
     def piece(self, threads: int) -> bool:
@@ -47,4 +49,4 @@ class SpareTime:
         finally:
             # Processor time: while it waits for a server it takes nothing from the workers.
             took_s = time.process_time() - start_s
-            self._pause_ends_s = time.monotonic() + min(took_s / SHARE, LONGEST_PAUSE_S)
+            self._pause_ends_s = time.monotonic() + min(took_s / (SHARE * self._cores), LONGEST_PAUSE_S)

@@ -1,4 +1,4 @@
-"""What stages that look at policies share: placement, decoding, progress, files."""
+"""What stages that look at policies share: decoding, progress, files."""
 
 from __future__ import annotations
 
@@ -9,15 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import StageInterrupted
-from workbench.models import Placement
 from workbench.sampling import Decoding
 from workbench.stage_log import StageLog
 from workbench.tokens import decode_response
-
-
-def placement_of(log: StageLog) -> Placement:
-    """Device and precision of a stage's models."""
-    return Placement(device=log.resources.device, dtype=log.resources.dtype)
 
 
 def decoding_of(config: Mapping[str, Any]) -> Decoding:
@@ -61,6 +55,6 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, separators=(",", ":")).encode()).hexdigest()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON value; NaN is refused."""
+def write_sorted(path: Path, value: Any) -> None:
+    """Writes a JSON value in one line, keys sorted; NaN is refused."""
     path.write_text(json.dumps(value, indent=None, sort_keys=True, allow_nan=False), encoding="utf-8")

@@ -121,9 +121,12 @@ class Tracker(Beside):
         return self._run_of(stage.ref) if stage is not None else None
 
     def stage_metrics(self, instance: str, metrics_path: Path, *, every_s: float = METRICS_S) -> None:
-        """Sends what waits of a stage and what it has written to its metrics.jsonl, at most every `every_s`."""
+        """Sends what waits of a stage and what it has written to its metrics.jsonl, at most every `every_s`.
+
+        While something of it waits in the queue nothing is added: the queue is no longer than there are stages.
+        """
         stage = self._open.get(instance)
-        if stage is not None and time.monotonic() - stage.sent_s >= every_s:
+        if stage is not None and time.monotonic() - stage.sent_s >= every_s and not self._waits(stage.ref):
             self._read(stage, metrics_path)
             self._send_waiting(stage)
 

@@ -71,6 +71,10 @@ class Line:
         line.popleft()
         return True
 
+    def _waits(self, ref: str) -> bool:
+        """Whether something of a run that is open waits to be sent."""
+        return any(operation["ref"] == ref for operation in self._waiting)
+
     def _run_of(self, ref: str) -> str | None:
         """A run's id; what waits is sent until it has one. None while it only exists in the spool."""
         while self._server and ref not in self._server.runs and self._runs:

@@ -8,13 +8,11 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
-from typing import Any, TypeVar
+from typing import Any
 
 from workbench import worker
 from workbench.errors import ResourceError
@@ -32,7 +30,6 @@ TRAINING_PRELOAD = (
     "trl.trainer.dpo_trainer",
 )
 
-T = TypeVar("T")
 _forkserver_started = False
 
 
@@ -47,7 +44,7 @@ class Worker:
         self._connection, theirs = context.Pipe()
         self.process = context.Process(target=worker.main, args=(theirs, job), name=f"stage {job.instance}")
         try:
-            with _bare_main_module():
+            with bare_main_module():
                 self.process.start()
         finally:
             theirs.close()  # ours would keep the pipe open after the worker's death
@@ -129,6 +126,11 @@ def start_forkserver(threads: int, preload: Sequence[str]) -> None:
     _forkserver_started = True
 
 
+def forkserver_started() -> bool:
+    """Whether `start_forkserver` was called: a process then starts without importing what workers need."""
+    return _forkserver_started
+
+
 def start(job: Job) -> Worker:
     """Starts a stage's worker.
 
@@ -142,34 +144,6 @@ def start(job: Job) -> Worker:
             f"cannot start a worker for {job.instance} ({error or type(error).__name__}). Check the limits on "
             "processes and memory (ulimit -u, ulimit -v), or set resources.workers to 1; finished stages are kept."
         ) from error
-
-
-@contextmanager
-def beside(call: Callable[..., T], *arguments: Any, alone: bool = False) -> Iterator[Callable[[], T]]:
-    """Runs a call in a process of its own while the caller does something else.
-
-    Args:
-        call: A function of a module, with arguments and a result that can be pickled.
-        alone: There is nothing else to do. Then, and where no forkserver is running, which would first have to import
-            what a process needs, the call is made here, when its result is asked for.
-
-    Yields:
-        What waits for the result, or raises what the call has raised.
-    """
-    if alone or not _forkserver_started:
-        yield lambda: call(*arguments)
-        return
-    with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool:
-        with _bare_main_module():
-            future = pool.submit(call, *arguments)
-
-        def result() -> T:
-            try:
-                return future.result()
-            except BrokenProcessPool:  # somebody killed it
-                return call(*arguments)
-
-        yield result
 
 
 def listen(workers: Sequence[Worker], timeout_s: float) -> None:
@@ -199,9 +173,12 @@ def _is_zombie(pid: int) -> bool:
 
 
 @contextmanager
-def _bare_main_module() -> Iterator[None]:
-    # multiprocessing imports the caller's main script into each child. Stages are named by import string, so a worker
-    # needs none of it, and a script without an `if __name__ == "__main__"` guard would run again.
+def bare_main_module() -> Iterator[None]:
+    """Starts processes without the caller's main script.
+
+    multiprocessing imports it into each child. Stages are named by import string, so a worker needs none of it, and a
+    script without an `if __name__ == "__main__"` guard would run again.
+    """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
@@ -237,4 +214,13 @@ def _sigint_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-__all__ = ["TRAINING_PRELOAD", "Connection", "Worker", "beside", "listen", "start", "start_forkserver"]
+__all__ = [
+    "TRAINING_PRELOAD",
+    "Connection",
+    "Worker",
+    "bare_main_module",
+    "forkserver_started",
+    "listen",
+    "start",
+    "start_forkserver",
+]

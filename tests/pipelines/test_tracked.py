@@ -221,9 +221,13 @@ def test_events_wait_until_there_is_time(home: Path, sent: list[dict[str, Any]])
     one.send()
     assert [operation["op"] for operation in sent[opened:]] == ["run", "inputs", "batch", "end"]
     assert not one.tracking.send_some()
+    one.tell("started", "samples")
+    one.tell("finished", "samples")
     one.tell("started", "dpo[dpo,seed=0]")
+    before = len(sent)
     fields = one.tracking.record_fields(one.graph.stages["dpo[dpo,seed=0]"])  # what a record needs is sent for it
     assert client(home).get_run(fields["mlflow_run_id"]).info.run_name == "dpo[dpo,seed=0]"
+    assert [operation["op"] for operation in sent[before:]] == ["run", "run"]  # no metrics of another stage
     one.tracking.abandon(None)
 
 

@@ -17,8 +17,8 @@ BLOCK = re.compile(r"<!-- ([\w.-]+):([\w-]+) -->\n.*?<!-- end -->", re.S)
 
 
 def fill(home: Path, page: Path) -> str:
-    command = [sys.executable, str(ROOT / "benchmarks" / "fill_docs.py"), "--home", str(home), "--page", str(page)]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    command = [sys.executable, "-m", "benchmarks.fill_docs", "--home", str(home), "--page", str(page)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120, cwd=ROOT)
     return page.read_text()
 
 
