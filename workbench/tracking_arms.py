@@ -10,10 +10,9 @@ from urllib.parse import quote
 
 from workbench import tracking_names as names
 from workbench.config_base import BASELINE
+from workbench.report.palette import COLORS, places
 from workbench.tracking_names import Point
 
-# MLflow draws a run in a color by chance, so that two may look alike. Okabe and Ito's, readable without red or green.
-COLORS = ("#666666", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#b8a800")
 
 
 def arm_points(results: Mapping[str, Any], label: str, unix_ms: int) -> list[Point]:
@@ -55,7 +54,8 @@ def arm_tags(results: Mapping[str, Any], label: str) -> dict[str, str]:
     tags["decision"] = (
         str(found["verdict"]) if in_front else "excluded" if label in (found.get("excluded") or ()) else ""
     )
-    tags["mlflow.runColor"] = COLORS[list(results["arms"]).index(label) % len(COLORS)]
+    # MLflow draws a run in a color by chance, so that two may look alike, and another one than in the report.
+    tags["mlflow.runColor"] = COLORS[places(results)[label] % len(COLORS)].lower()
     tags["diverged"] = str(arm.get("diverged") or "")
     return {key: names.clip_text(value, names.MAX_TAG_VALUE) for key, value in tags.items() if value}
 

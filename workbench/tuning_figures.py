@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.report.palette import COLORS
 from workbench.results_tuning import TrialRow, TunedArm, TuningResults
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 DPI = 130
 SHARED = ("best_so_far_trials", "best_so_far_seconds")
 OF_AN_ARM = ("history", "slice", "contour", "importance", "pareto")
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _STATES = {"complete": ("o", "#0072B2"), "pruned": ("x", "#E69F00"), "failed": ("X", "#D55E00")}
 
@@ -60,7 +60,7 @@ def draw(found: TuningResults, folder: Path) -> list[Path]:
             written.append(_save(figure, folder / f"{label}-contour.png"))
         if arm.importance:
             figure, axes = _panels(1)
-            axes[0].barh(list(arm.importance)[::-1], list(arm.importance.values())[::-1], color=_COLORS[0])
+            axes[0].barh(list(arm.importance)[::-1], list(arm.importance.values())[::-1], color=COLORS[0])
             _label(axes[0], "share of the score's variance (fANOVA)", "", f"{label}: importance")
             written.append(_save(figure, folder / f"{label}-importance.png"))
         if any(row.seq_kl is not None for row in complete):
@@ -81,7 +81,7 @@ def _best_so_far(axes: Axes, arms: Mapping[str, TunedArm], by: str) -> None:
     for place, (label, arm) in enumerate(arms.items()):
         x = [float(getattr(one, by)) for one in arm.best_so_far]
         y = [one.value for one in arm.best_so_far]
-        style = {"color": _COLORS[place % 7], "marker": _MARKERS[place % 7], "markersize": 4}
+        style = {"color": COLORS[place % len(COLORS)], "marker": _MARKERS[place % len(_MARKERS)], "markersize": 4}
         axes.step(x, y, where="post", label=label, **style)
     axes.legend(frameon=False)
 
@@ -129,8 +129,8 @@ def _pareto(axes: Axes, rows: Sequence[TrialRow], max_kl: float | None) -> None:
     for kl, value in known:
         if not front or value > front[-1][1]:
             front.append((kl, value))
-    axes.scatter(*zip(*known, strict=True), color=_COLORS[0])
-    axes.step(*zip(*front, strict=True), where="post", color=_COLORS[1], label="best at this KL or below")
+    axes.scatter(*zip(*known, strict=True), color=COLORS[0])
+    axes.step(*zip(*front, strict=True), where="post", color=COLORS[1], label="best at this KL or below")
     if max_kl is not None:
         axes.axvline(max_kl, color="grey", linestyle=":", label="max_kl")
     axes.legend(frameon=False)

@@ -19,8 +19,11 @@ from results_example import results
 from workbench import tracking_arms as arms
 from workbench import tracking_samples as texts
 from workbench import tracking_views as views
+from workbench.report.charts import looks
+from workbench.report.figures import _styles
 from workbench.report.mlflow_pages import arm_line, arm_page, comparison_page
 from workbench.report.model_card import model_card
+from workbench.report.palette import COLORS
 from workbench.tracking import Tracker, default_uri
 from workbench.tracking_delivery import Limits
 from workbench.tracking_line import now_ms
@@ -433,3 +436,15 @@ def test_a_finished_comparison_has_all_of_it(smoke_home: Path) -> None:
         version = store.get_model_version_by_alias("smoke", alias)
         assert (smoke_home / version.tags["store"] / "config.json").is_file()
         assert told["comparison"] in version.description
+
+
+def test_an_arm_has_the_color_that_it_has_in_the_figures_and_on_the_page() -> None:
+    found = results()
+    figures = {label: str(style["color"]).lower() for label, style in _styles(found).items()}
+    assert {label: arms.arm_tags(found, label)["mlflow.runColor"] for label in found["arms"]} == {
+        label: figures[label] for label in found["arms"]
+    }
+    assert len(set(figures.values())) == len(figures)
+    assert {label: look.color for label, look in looks(found).items()} == {
+        label: f"c{[color.lower() for color in COLORS].index(color)}" for label, color in figures.items()
+    }

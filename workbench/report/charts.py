@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from workbench.report.palette import COLORS, places
 from workbench.report.shell import safe
 from workbench.report.wording import clean, interval
 
-COLORS = 7  # classes c0 to c6 of the style sheet: Okabe and Ito's, the order of the PNG figures
 DASHES = ("", "7 3", "9 3 2 3", "2 3", "12 3", "5 2 1 2 1 2", "1 2")
 MARKERS = ("circle", "square", "up", "diamond", "down", "plus", "cross")
 ROOT_TICKS = (0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 50, 75, 100, 150, 200, 300, 400, 500, 700, 1000, 1500, 2000)
@@ -35,9 +35,9 @@ class Look:
     @classmethod
     def of(cls, place: int) -> Look:
         """Of the arm at a place; from the eighth on colors return with other markers."""
-        shift = place // COLORS
+        shift = place // len(COLORS)
         return cls(
-            color=f"c{place % COLORS}",
+            color=f"c{place % len(COLORS)}",  # a class of the style sheet
             marker=MARKERS[(place + shift) % len(MARKERS)],
             dash=DASHES[(place + shift) % len(DASHES)],
             arm=place,
@@ -54,9 +54,7 @@ GREY = Look(color="ink", marker="dot", dash="1 3")
 
 def looks(results: Mapping[str, Any]) -> dict[str, Look]:
     """One look per arm, the same in every chart: by its place in the results, the SFT last."""
-    labels = [label for label in results.get("arms") or {} if label != "sft"]
-    labels += [p["arm"] for p in results.get("frontier") or () if p["arm"] not in labels and p["arm"] != "sft"]
-    return {label: Look.of(place) for place, label in enumerate(dict.fromkeys([*labels, "sft"]))}
+    return {label: Look.of(place) for label, place in places(results).items()}
 
 
 class Plot:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.report import wording
+from workbench.report.palette import COLORS, places
 from workbench.report.wording import seeds_caveat
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 DPI = 150
 SIZE_INCHES = (7.2, 4.6)
-# Okabe and Ito's colors, told apart by the color-blind, ordered so that neighbors differ in lightness as well.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
 Style = dict[str, Any]
@@ -103,15 +102,13 @@ def _save(figure: Figure, path: Path, results: Mapping[str, Any], *, bound: bool
 
 def _style(place: int) -> Style:
     return {
-        name: seq[place % len(seq)] for name, seq in (("color", _COLORS), ("marker", _MARKERS), ("linestyle", _LINES))
+        name: seq[place % len(seq)] for name, seq in (("color", COLORS), ("marker", _MARKERS), ("linestyle", _LINES))
     }
 
 
 def _styles(results: Mapping[str, Any]) -> dict[str, Style]:
     """One style per arm, the same in every figure: by its place in the results."""
-    labels = [label for label in results.get("arms") or {} if label != "sft"]
-    labels += [p["arm"] for p in results.get("frontier") or () if p["arm"] not in labels and p["arm"] != "sft"]
-    return {label: _style(place) for place, label in enumerate(dict.fromkeys([*labels, "sft"]))}
+    return {label: _style(place) for label, place in places(results).items()}
 
 
 def _on_test(point: Mapping[str, Any]) -> bool:
