@@ -216,9 +216,10 @@ def pairs(results: Any) -> str:
 def learning(results: Any) -> str:
     """What each kind of arm gains from how many pairs, and the kinds against each other on equally many."""
     curves = {one["kind"]: {point["pairs"]: point for point in one["points"]} for one in results["learning_curves"]}
-    gaps = {(one["a"], one["b"]): {} for one in results["learning_gaps"]}
+    kinds = {point["arm"]: kind for kind, points in curves.items() for point in points.values()}
+    gaps: dict[tuple[str, str], dict[int, Any]] = {}
     for one in results["learning_gaps"]:
-        gaps[one["a"], one["b"]][one["pairs"]] = one["difference"]
+        gaps.setdefault((kinds[one["a"]], kinds[one["b"]]), {})[one["pairs"]] = one["difference"]
     rows = []
     for count in sorted({count for points in curves.values() for count in points}):
         points = [found.get(count) for found in curves.values()]

@@ -14,7 +14,6 @@ from workbench.report.palette import COLORS, places
 from workbench.tracking_names import Point
 
 
-
 def arm_points(results: Mapping[str, Any], label: str, unix_ms: int) -> list[Point]:
     """An arm's numbers without its label in the name (`win_rate`, `win_rate_low`, ...) and its frontier by step.
 
