@@ -9,6 +9,7 @@ within the prose stands between `<!-- COMPARISON = PATH -->` and `<!-- end -->`;
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import re
@@ -219,12 +220,16 @@ def fill(page: Path, home: Path) -> list[str]:
     """Rewrites the tables of one page; returns the comparisons that have no results in the home, left as they were."""
     missing = []
 
+    @functools.cache
+    def results_of(comparison: str) -> Any:
+        path = home / "results" / comparison / "results.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
     def made(block: re.Match[str], tell: Callable[[Any], str]) -> str:
-        path = home / "results" / block[2] / "results.json"
-        if not path.exists():
+        if (results := results_of(block[2])) is None:
             missing.append(block[2])
             return block[0]
-        return block[1] + tell(json.loads(path.read_text(encoding="utf-8"))) + "<!-- end -->"
+        return block[1] + tell(results) + "<!-- end -->"
 
     text = BLOCK.sub(lambda block: made(block, TABLES[block[3]]), page.read_text(encoding="utf-8"))
     text = INLINE.sub(lambda block: made(block, lambda results: value(results, block[3])), text)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.config import Comparison
 from workbench.errors import ConfigError
-from workbench.model_files import context_of_folder, hub_commit
+from workbench.model_files import context_in, context_of_folder, hub_commit
 from workbench.results_models import ModelSource
 from workbench.stages import External
 from workbench.store import Store
@@ -51,14 +51,12 @@ def hub(fetch: Any, name: str) -> str:
 
 def context_of(folder: Path) -> int:
     """Positions of the model, from config.json."""
-    config = _json(folder / "config.json")
-    for source in (config, config.get("text_config") or {}):
-        for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
-            if isinstance(source.get(name), int):
-                return int(source[name])
-    raise ConfigError(
-        "config.json states no context length (max_position_embeddings); set model.max_length", where=str(folder)
-    )
+    found = context_in(_json(folder / "config.json"))
+    if found is None:
+        raise ConfigError(
+            "config.json states no context length (max_position_embeddings); set model.max_length", where=str(folder)
+        )
+    return found
 
 
 def stop_ids_of(folder: Path) -> list[int]:

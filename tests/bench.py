@@ -21,6 +21,14 @@ PYTHON = sys.executable
 UNTRACKED = ("--set", "tracking.enabled=false")
 
 
+def gone(pid: int) -> bool:
+    """The process has ended, though nobody may have reaped it yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ran:
     """A finished command."""

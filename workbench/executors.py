@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from types import FrameType
@@ -24,7 +24,17 @@ from workbench.locks import FileLock, key_lock
 from workbench.manifest import Artifact
 from workbench.outcome import Event, EventKind, OnEvent, Outcome
 from workbench.spare_time import SpareTime
-from workbench.stages import Planned, Stage, StageFailedError, check_graph, decide, dependencies, input_digests, plan
+from workbench.stages import (
+    Planned,
+    Resources,
+    Stage,
+    StageFailedError,
+    check_graph,
+    decide,
+    dependencies,
+    input_digests,
+    plan,
+)
 from workbench.store import CorruptArtifactError, Store
 from workbench.store_index import History
 from workbench.worker_pool import TRAINING_PRELOAD
@@ -238,7 +248,7 @@ class _Run:
         memory = sum(r.memory_bytes for r in running) + wants.memory_bytes
         return (
             len(running) < self.workers
-            and sum(r.threads * r.processes for r in [*running, wants]) <= self.threads
+            and _threads([*running, wants]) <= self.threads
             and not (wants.gpus and any(r.gpus for r in running))
             and (wants.memory_bytes == 0 or memory <= _physical_memory_bytes())
         )
@@ -277,8 +287,7 @@ class _Run:
         """A piece of the work that nobody waits for; whether more may be done at once."""
         if self.between is None or self.signalled:
             return False
-        running = [build.stage.resources for build in self.builds.values()]
-        return self.between.piece(sum(one.threads * one.processes for one in running))
+        return self.between.piece(_threads(build.stage.resources for build in self.builds.values()))
 
     def _hear(self, wait_s: float) -> None:
         """Waits for news of the workers and acts on it."""
@@ -444,6 +453,11 @@ class _Run:
 
 def _as_exit(number: int) -> BaseException:
     return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+
+
+def _threads(resources: Iterable[Resources]) -> int:
+    """That stages compute with side by side."""
+    return sum(one.threads * one.processes for one in resources)
 
 
 def _physical_memory_bytes() -> int:

@@ -66,7 +66,7 @@ def generate(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: St
         on_batch = progress_of(log, steps, 2 * len(rows))
         under_sft = sequence_logprobs(drawn.reference, ids, responses, on_batch=on_batch, **options)
     policy_tensors = trunk_digest(drawn.policy)
-    told = texts_of(tokenizer, ids, responses, config)
+    told = texts_of(tokenizer, ids, responses, config["stop_ids"])
     write_jsonl(
         out / "generations.jsonl",
         (
@@ -225,7 +225,7 @@ def trajectory(config: dict[str, Any], inputs: dict[str, Path], out: Path, log: 
         ref_logprobs = np.array(sequence_logprobs(reference, ids, responses, **options))
         proxy = np.array(reward_scores(reward_model, ids, responses, **options)) - reward.facts["center"]
         finished = [one.finish_reason == "stop" for one in drawn]
-        texts = texts_of(tokenizer, ids, responses, config)
+        texts = texts_of(tokenizer, ids, responses, config["stop_ids"])
         generated = sum(map(len, responses))
         # One pass to sample, two for the log-probabilities, one for the reward.
         flops = 2.0 * parameter_count(policy) * 4 * (generated + sum(map(len, ids)))

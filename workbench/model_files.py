@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,7 +46,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def context_of_folder(folder: Path) -> int | None:
     """Positions that a model reads, from config.json; None where it does not say."""
-    config = read_config(folder)
+    return context_in(read_config(folder))
+
+
+def context_in(config: Mapping[str, Any]) -> int | None:
+    """The same, of what a config.json holds."""
     for block in (config, config.get("text_config") or {}):
         for name in _CONTEXT:
             if isinstance(block.get(name), int):

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
+from workbench.worker import heed_driver
 from workbench.worker_pool import bare_main_module, forkserver_started
 
 T = TypeVar("T")
@@ -70,16 +71,10 @@ def _start(call: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, C
 def _main(connection: Connection, call: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what Ctrl-C means
-    threading.Thread(target=_end_with_driver, args=(connection,), daemon=True).start()
+    threading.Thread(target=heed_driver, args=(connection, threading.Event()), daemon=True).start()
     try:
         answer = (True, call(*arguments))
     except BaseException as error:
         answer = (False, error)
     with suppress(OSError):
         connection.send(answer)
-
-
-def _end_with_driver(connection: Connection) -> None:
-    with suppress(EOFError, OSError):
-        connection.recv()
-    os._exit(1)

@@ -30,11 +30,11 @@ def splits_of(split: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def texts_of(
-    tokenizer: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], config: Mapping[str, Any]
+    tokenizer: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], stop_ids: Sequence[int]
 ) -> list[str]:
     """Responses as text."""
     return [
-        decode_response(tokenizer, prompt, response, config["stop_ids"])
+        decode_response(tokenizer, prompt, response, stop_ids)
         for prompt, response in zip(prompts, responses, strict=True)
     ]
 

@@ -16,9 +16,10 @@ from workbench.gold import stage_gold
 from workbench.metrics.win_rate import win_probability
 from workbench.models import Placement, load_policy, load_reward_model, parameter_count
 from workbench.policy_set import read_policy_set
-from workbench.sampling import Decoding, sample
+from workbench.sampling import sample
 from workbench.scoring import reward_scores
-from workbench.tokens import decode_response, load_tokenizer, read_packed_prompts
+from workbench.stage_parts import decoding_of, texts_of
+from workbench.tokens import load_tokenizer, read_packed_prompts
 from workbench.types import Cost
 
 
@@ -55,12 +56,7 @@ class Probe:
         began = (time.monotonic(), time.process_time())
         self.placement, self.objective, self.seed = Placement(device=device, dtype=dtype), objective, seed
         self.trust, self.batch_size = bool(decoding["trust_remote_code"]), int(decoding["batch_size"])
-        self.decoding = Decoding(
-            temperature=decoding["temperature"],
-            top_p=decoding["top_p"],
-            max_response_tokens=decoding["max_response_tokens"],
-            stop_ids=tuple(decoding["stop_ids"]),
-        )
+        self.decoding = decoding_of(decoding)
         rows = [row for row in read_packed_prompts(prompts) if row["split"] == split][:prompts_per_score]
         self.rows = rows
         self.tokenizer = load_tokenizer(read_policy_set(sft).folder(), trust_remote_code=self.trust)
@@ -116,10 +112,6 @@ class Probe:
             values = [float(value) - float(self.judge.facts["center"]) for value in raw]
             return values, generated, flops + 2.0 * parameter_count(self.reward_model) * read
         assert self.gold is not None
-        stop_ids = self.decoding.stop_ids
-        texts = [
-            decode_response(self.tokenizer, prompt, response, stop_ids)
-            for prompt, response in zip(ids, responses, strict=True)
-        ]
+        texts = texts_of(self.tokenizer, ids, responses, self.decoding.stop_ids)
         finished = [one.finish_reason == "stop" for one in drawn]
         return self.gold([row["prompt"] for row in self.rows], texts, finished), generated, flops

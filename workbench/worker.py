@@ -191,7 +191,7 @@ def main(connection: Connection, job: Job) -> None:
             if others is None:
                 connection.close()
                 _assist(job, rank, stop)
-        threading.Thread(target=_listen, args=(connection, stop), daemon=True).start()
+        threading.Thread(target=heed_driver, args=(connection, stop), daemon=True).start()
         if others is not None:
             others.watch(lambda found: _end_with(found, job, send), PEER_GRACE_S)
         _prepare(job, send)
@@ -258,7 +258,8 @@ def _of_fallen(found: ranks.Fallen, job: Job) -> tuple[Any, ...]:
     return ("error", "ResourceError", f"{who} ended with {how}; its output is in {job.work / 'log.txt'}.", None, "")
 
 
-def _listen(connection: Connection, stop: threading.Event) -> None:
+def heed_driver(connection: Connection, stop: threading.Event) -> None:
+    """Body of a thread: sets `stop` where the driver asks for it, and ends this process's session with the driver."""
     while True:
         try:
             if connection.recv() == "stop":
@@ -338,4 +339,4 @@ def _report_nondeterminism(send: _Send) -> None:
     warnings.showwarning = tell
 
 
-__all__ = ["Job", "as_error", "attempt", "attempt_inline", "from_wire", "main", "thread_environment"]
+__all__ = ["Job", "as_error", "attempt", "attempt_inline", "from_wire", "heed_driver", "main", "thread_environment"]

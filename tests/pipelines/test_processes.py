@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests.bench import gone
 from tests.ml_helpers import Log, build_world
 from tests.pipelines.exchange_stage import exchanging
 from tests.pipelines.process_stages import CASES, training
@@ -103,13 +104,6 @@ def test_the_record_tells_the_processes_and_the_key_hangs_on_them(trained: Outco
 
 
 # ------------------------------------------------------------------------------------------- ends
-
-
-def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 120.0) -> None:

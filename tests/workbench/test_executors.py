@@ -21,6 +21,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # toy stages are named "tests.workbench.toy_stages:..." wherever pytest is started
 
+from tests.bench import gone  # noqa: E402
 from tests.workbench.toy_stages import number, stage, walk  # noqa: E402
 from workbench import executors, worker_pool  # noqa: E402
 from workbench.errors import BusyError, ConfigError, DataError, ResourceError  # noqa: E402
@@ -59,14 +60,6 @@ def read_until(process: subprocess.Popen[str], wanted: Callable[[dict[str, Any]]
         if wanted(row):
             return row
     raise AssertionError(f"the driver ended early: {process.stderr.read() if process.stderr else ''}")
-
-
-def gone(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return True
-    return state == "Z"
 
 
 def steps_done(store: Store) -> int:
